@@ -1,0 +1,73 @@
+"""Batches: the contract between images and models, and the pass over a split that evaluation makes.
+
+A batch is `{"image": float32[b, *spatial, c] in [0, 1], "mask": bool[b], "index": int32[b]}`, plus `"label": int32[b]` where
+known. `index` is the example's stable number in its split. Nothing here needs TensorFlow.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from vaejax.datasets import Split
+from vaejax.keys import of_examples
+
+Batch = Mapping[str, Any]
+
+
+def of_images(images: Float[np.ndarray, "b ..."], index: Int[np.ndarray, " b"] | None = None) -> Batch:
+    """A full batch from an array of images in [0, 1]; `index` counts from 0 where it is left out."""
+    index = np.arange(len(images)) if index is None else index
+    return {"image": np.float32(images), "mask": np.ones(len(images), bool), "index": np.int32(index)}
+
+
+def evaluation(split: Split, white: float, batch_size: int, levels: int | None) -> Iterator[Batch]:
+    """One pass over a split, in order.
+
+    The last batch is filled up by repeating the split's last example; its `mask` says which rows count.
+
+    Args:
+        split: where to read.
+        white: the stored value that means 1.0.
+        batch_size: rows in every batch.
+        levels: the grid of grey levels that images are rounded to; None to leave them.
+    """
+    for start in range(0, split.n, batch_size):
+        position = np.arange(start, start + batch_size)
+        rows = of_rows(split, white, np.minimum(position, split.n - 1), levels)
+        yield {**rows, "mask": position < split.n}
+
+
+def of_rows(split: Split, white: float, index: Int[np.ndarray, " b"], levels: int | None) -> Batch:
+    """A full batch of chosen examples of a split; arguments as for `evaluation`."""
+    rows = split.read(index)
+    image = quantize(np.asarray(rows["image"], np.float32) / np.float32(white), levels)
+    return {**rows, "image": image, "mask": np.ones(len(index), bool), "index": index.astype(np.int32)}
+
+
+def quantize(images: Float[np.ndarray, "b ..."], levels: int | None) -> Float[np.ndarray, "b ..."]:
+    """Rounds images to the grid 0, 1/(levels-1), ..., 1; leaves them where `levels` is None."""
+    return images if levels is None else np.round(images * np.float32(levels - 1)) / np.float32(levels - 1)
+
+
+def binarized(batches: Iterable[Batch], key: Key[Array, ""], first_step: int | None = None) -> Iterator[Batch]:
+    """Batches whose grey values became 0 or 1 by a Bernoulli(pixel) draw, one key an example.
+
+    Args:
+        batches: batches of grey images.
+        key: the base of all draws.
+        first_step: the number of the first batch, to draw anew in every batch (dynamic); None to give an example the same
+            draw wherever it appears (static).
+    """
+    for count, batch in enumerate(batches):
+        draw = key if first_step is None else jax.random.fold_in(key, first_step + count)
+        yield {**batch, "image": _bernoulli(draw, batch["image"], batch["index"])}
+
+
+@jax.jit
+def _bernoulli(key: Key[Array, ""], images: Float[Array, "b ..."], index: Int[Array, " b"]) -> Float[Array, "b ..."]:
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(of_examples(key, index))
+    return (uniform < images).astype(jnp.float32)

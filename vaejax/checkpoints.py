@@ -1,0 +1,333 @@
+"""Checkpoints: `<directory>/<step>/`, written by Orbax in the background and proven by a sha256 manifest.
+
+Orbax restores flipped bits, empty folders and other types without a word. So a step counts only if its `manifest.json`, which
+is written last, agrees with every byte beside it. Reading (`steps`, `restore`) changes nothing on disk, so that a run can be
+looked at while it trains; only a `Writer` writes and deletes. Renames are atomic as on a POSIX file system. A cloud store
+copies instead: a half-copied step lacks files, and does not count.
+
+Orbax is imported where it is called: a command that neither saves nor restores does not wait for it.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import jax
+from etils import epath
+from jaxtyping import PyTree
+
+from vaejax.errors import CheckpointError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_STATE = "state"  # Orbax's folder inside a step
+_STEP = re.compile(r"0|[1-9][0-9]*")
+_TEMPORARY = re.compile(r"[0-9]+\.(deleting|saving(\.orbax-checkpoint-tmp.*)?)")
+_ORBAX_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError)  # not all: a signal's exception must pass
+
+
+class Manifest(NamedTuple):
+    """What a step is, and what its folder holds byte for byte."""
+
+    format: int
+    step: int
+    fingerprint: str  # of the run
+    metrics: dict[str, float]
+    tree: dict[str, list]  # path of a leaf -> [shape, dtype]
+    files: dict[str, list]  # name relative to the step's folder -> [bytes, sha256]
+
+
+class Steps(NamedTuple):
+    """The entries of a checkpoint folder: what can be used, and why the rest cannot."""
+
+    whole: dict[int, Manifest]  # in ascending order
+    bad: dict[str, str]  # name of the entry -> reason
+
+
+class Restored(NamedTuple):
+    """A restored state; `notes` tell the user which checkpoints were passed over, and why."""
+
+    step: int
+    state: PyTree
+    notes: list[str]
+
+
+def steps(directory: epath.PathLike, fingerprint: str) -> Steps:
+    """Verifies all checkpoints in a folder, hashing every byte. A missing folder holds none.
+
+    `fingerprint` identifies the run, e.g. a hash of its configuration: steps of another run are bad.
+    """
+    directory = epath.Path(directory)
+    whole, bad = {}, {}
+    for folder in directory.iterdir() if directory.exists() else ():
+        try:
+            if _STEP.fullmatch(folder.name):
+                whole[int(folder.name)] = _verify(folder, fingerprint)
+            elif not _TEMPORARY.fullmatch(folder.name):
+                bad[folder.name] = "not a step"
+        except (CheckpointError, OSError) as error:
+            bad[folder.name] = str(error)
+    return Steps(dict(sorted(whole.items())), bad)
+
+
+def best_step(whole: dict[int, Manifest]) -> int | None:
+    """The step of lowest finite `metrics["loss"]`, the earlier one of equals; None where no step has one."""
+    losses = [(manifest.metrics.get("loss", math.nan), step) for step, manifest in whole.items()]
+    return min(((loss, step) for loss, step in losses if math.isfinite(loss)), default=(0.0, None))[1]
+
+
+def restore(
+    directory: epath.PathLike, fingerprint: str, abstract_state: PyTree, step: int | None = None, best: bool = False
+) -> Restored | None:
+    """Restores the newest whole checkpoint, the `best_step`, or the step asked for, bit for bit.
+
+    `abstract_state` is the state's pytree of `jax.ShapeDtypeStruct`, each with a sharding. None is returned where there is
+    no step at all, and none is asked for by number.
+
+    Raises:
+        CheckpointError: checkpoints exist but none can be used (all are named with what is wrong); the asked one is damaged
+            or absent; or a leaf has another path, shape or dtype than in `abstract_state`.
+    """
+    directory = epath.Path(directory).absolute()
+    whole, bad = steps(directory, fingerprint)
+    bad = {name: bad[name] for name in sorted(filter(_STEP.fullmatch, bad), key=int)}
+    if not whole and not bad and step is None:
+        return None
+    chosen = _choose(directory, Steps(whole, bad), step, best)
+    folder = directory / str(chosen)
+    _check_tree(folder, _tree(abstract_state), whole[chosen].tree)
+
+    from orbax.checkpoint import v1 as ocp
+
+    try:
+        state = ocp.load(folder, abstract_state, checkpointable_name=_STATE)
+    except _ORBAX_ERRORS as error:
+        raise CheckpointError(f"{folder}: Orbax cannot restore it: {error}. Use the versions that wrote it.") from error
+    passed_over = [name for name in bad if step is None and (best or int(name) > chosen)]
+    return Restored(chosen, state, [f"{directory / name}: {bad[name]}; step {chosen} is used." for name in passed_over])
+
+
+class Writer:
+    """Saves checkpoints in the background; keeps the newest and the best.
+
+    A context manager: leaving it waits for the save in flight. Should that one fail, its error is raised, or becomes a note
+    of the exception that ends the block.
+    """
+
+    def __init__(self, directory: epath.PathLike, fingerprint: str) -> None:
+        """Makes the folder, and clears it of what a killed save left. Raises CheckpointError where it cannot."""
+        self.directory = epath.Path(directory).absolute()
+        self.fingerprint = fingerprint
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._saving: Future[None] | None = None
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                _remove_temporary(self.directory)
+        except OSError as error:
+            raise CheckpointError(f"{self.directory}: expected a folder to write to: {error}. Choose another.") from error
+
+    def save(self, step: int, state: PyTree, metrics: dict[str, float]) -> None:
+        """Starts to save, after the save before; the caller may then donate or overwrite the state at once.
+
+        A step that is already whole stays as it is, for a run has one state a step; whatever else has its name is set aside.
+
+        Args:
+            step: the number of the step, not negative.
+            state: a pytree of arrays, none of them of size 0.
+            metrics: what is known of this step; the one of lowest finite "loss" is the best.
+
+        Raises:
+            CheckpointError: this save cannot start, or the one before failed, e.g. because the disk is full.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        self.wait()
+        if (self.directory / str(step)).exists() and step in steps(self.directory, self.fingerprint).whole:
+            return
+        numbers = {name: float(value) for name, value in metrics.items()}
+        manifest = Manifest(FORMAT, step, self.fingerprint, numbers, _tree(state), files={})
+        folder = self.directory / f"{step}.saving"
+        try:
+            written = ocp.save_async(folder, state, checkpointable_name=_STATE)
+        except _ORBAX_ERRORS as error:
+            raise self._failure(error) from error
+        self._saving = self._thread.submit(self._finish, written, folder, manifest)
+
+    def wait(self) -> None:
+        """Waits until no save is in flight. Raises CheckpointError where one failed."""
+        if self._saving is None:
+            return
+        error = self._saving.exception()  # `result` would mix it up with the exception of a signal
+        self._saving = None
+        if error is not None:
+            raise self._failure(error) from error
+
+    def __enter__(self) -> Self:
+        """The writer itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Waits for the save in flight."""
+        try:
+            self.wait()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))
+        finally:
+            self._thread.shutdown()
+
+    def _failure(self, error: BaseException) -> CheckpointError:
+        return CheckpointError(
+            f"{self.directory}: a checkpoint could not be written: {error}. Check free space and permissions; "
+            "the same command then goes on from the newest whole checkpoint."
+        )
+
+    def _finish(self, written: Any, folder: epath.Path, manifest: Manifest) -> None:
+        """Turns what Orbax writes into a step that counts, then deletes what it replaces. Runs in the background."""
+        try:
+            written.result()
+            if jax.process_index() == 0:
+                _commit(folder, manifest)
+                _prune(self.directory, self.fingerprint, manifest.step)
+        except BaseException:
+            with contextlib.suppress(OSError):  # gives a full disk its space back; the first error is the one to tell
+                _remove_temporary(self.directory)
+            raise
+
+
+def _verify(folder: epath.Path, fingerprint: str) -> Manifest:
+    """The manifest of a whole step. The message of the CheckpointError is the bare reason why it is not whole."""
+    if Path(folder).is_symlink() or not folder.is_dir():
+        raise CheckpointError("not a folder")
+    found = _files(folder)
+    if MANIFEST not in found:
+        raise CheckpointError("no manifest")
+    manifest = _decode(found.pop(MANIFEST).read_bytes())
+    if manifest.step != int(folder.name):
+        raise CheckpointError(f"its manifest is of step {manifest.step}")
+    if manifest.fingerprint != fingerprint:
+        raise CheckpointError("belongs to another run")
+    # Only what lies inside the folder is opened: '..' or an absolute path in the manifest is a missing file.
+    for name in sorted(manifest.files.keys() | found.keys()):
+        if name not in found:
+            raise CheckpointError(f"file {name} missing")
+        if name not in manifest.files:
+            raise CheckpointError(f"unexpected file {name}")
+        if _digest(found[name]) != manifest.files[name]:
+            raise CheckpointError(f"sha256 of {name} differs")
+    return manifest
+
+
+def _files(folder: epath.Path) -> dict[str, epath.Path]:
+    """All files below a folder, by relative name. Links and devices raise: they may lead out of it or never end."""
+    files: dict[str, epath.Path] = {}
+    for path in folder.iterdir():
+        if Path(path).is_symlink() or not (path.is_dir() or path.is_file()):
+            raise CheckpointError(f"{path.name} is neither a file nor a folder")
+        below = _files(path) if path.is_dir() else {}
+        files |= {f"{path.name}/{name}": file for name, file in below.items()} if path.is_dir() else {path.name: path}
+    return files
+
+
+def _digest(path: epath.Path) -> list:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return [file.tell(), sha256]
+
+
+def _encode(manifest: Manifest) -> bytes:
+    """JSON that carries its own sha256."""
+    content = manifest._asdict()
+    sha256 = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps(content | {"sha256": sha256}, sort_keys=True, indent=1).encode()
+
+
+def _decode(data: bytes) -> Manifest:
+    """The inverse of `_encode`. A manifest has one spelling, so that any other byte is damage."""
+    try:
+        content = json.loads(data)
+        del content["sha256"]
+        manifest = Manifest(**content)
+        intact = manifest.format == FORMAT and _encode(manifest) == data
+    except (ValueError, TypeError, KeyError, RecursionError):
+        intact = False
+    if not intact:
+        raise CheckpointError(f"{MANIFEST} is damaged, or not of format {FORMAT}")
+    return manifest
+
+
+def _tree(state: PyTree) -> dict[str, list]:
+    """Path, shape and dtype of every leaf, as in a manifest."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
+
+
+def _check_tree(folder: epath.Path, expected: dict[str, list], found: dict[str, list]) -> None:
+    """Raises CheckpointError at the first leaf that differs: Orbax would cast it silently."""
+    for path in sorted(expected.keys() | found.keys()):
+        want, got = (" ".join(map(str, tree.get(path, ["no such leaf"]))) for tree in (expected, found))
+        if want != got:
+            raise CheckpointError(f"{folder}: leaf {path}: expected {want}, found {got}. Use the configuration that wrote it.")
+
+
+def _choose(directory: epath.Path, found: Steps, step: int | None, best: bool) -> int:
+    """The step to restore. Raises CheckpointError where there is none."""
+    chosen = step if step is not None else best_step(found.whole) if best else max(found.whole, default=None)
+    if chosen is not None and chosen in found.whole:
+        return chosen
+    asked = f"step {step}" if step is not None else 'a whole checkpoint with a finite "loss"' if best else "a whole checkpoint"
+    whole = ", ".join(map(str, found.whole)) or "none"
+    bad = "; ".join(f"{name}: {reason}" for name, reason in found.bad.items()) or "none"
+    raise CheckpointError(
+        f"{directory}: expected {asked}; found whole steps: {whole}; damaged: {bad}. "
+        "Choose a whole step, copy the folder from a backup, or start a new run."
+    )
+
+
+def _commit(folder: epath.Path, manifest: Manifest) -> None:
+    """Writes the manifest, forces all to the disk, and gives the folder its final name."""
+    files = _files(folder)
+    manifest = manifest._replace(files={name: _digest(path) for name, path in files.items()})
+    (folder / MANIFEST).write_bytes(_encode(manifest))
+    for path in {*files.values(), *(path.parent for path in files.values()), folder / MANIFEST, folder}:
+        _sync(path)
+    final = folder.with_name(str(manifest.step))
+    if final.exists():  # not whole, or `save` would have returned
+        names = (folder.with_name(f"{manifest.step}.replaced-{n}") for n in itertools.count(1))
+        final.rename(next(path for path in names if not path.exists()))
+    folder.rename(final)
+    _sync(folder.parent)
+
+
+def _prune(directory: epath.Path, fingerprint: str, written: int) -> None:
+    """Deletes the whole steps that are neither newest nor best, once the one just written has been read back."""
+    whole, bad = steps(directory, fingerprint)
+    if written not in whole:
+        raise CheckpointError(f"step {written}, read back: {bad[str(written)]}")
+    for step in whole.keys() - {written, max(whole), best_step(whole)}:
+        (directory / str(step)).rename(directory / f"{step}.deleting")  # first, so that a kill leaves no half step
+    _remove_temporary(directory)
+
+
+def _remove_temporary(directory: epath.Path) -> None:
+    for path in list(directory.iterdir()):
+        if _TEMPORARY.fullmatch(path.name):
+            path.rmtree()
+
+
+def _sync(path: epath.Path) -> None:
+    """Forces a file or folder to the disk, against a power cut after the rename; a cloud store has no such call."""
+    if Path(path).exists():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

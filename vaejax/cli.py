@@ -1,0 +1,194 @@
+"""The program: `vaejax VERB ...`, and `python train.py`, which is its verb `train`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported anywhere: its start-up notes help nobody
+
+from vaejax import config as configuration
+from vaejax.errors import Terminated, VaejaxError
+
+SIGTERM_EXIT = 143
+ERROR_EXIT = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns its exit status: 0, 1 after an error of the user's, 143 after SIGTERM."""
+    parser = _parser()
+    known, unknown = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    if unknown and known.verb != "train":
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    try:
+        known.run(known, unknown)
+    except Terminated as stopped:
+        print(f"vaejax: {stopped}", file=sys.stderr)
+        return SIGTERM_EXIT
+    except VaejaxError as error:
+        print(f"vaejax: {error}", file=sys.stderr)
+        return ERROR_EXIT
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vaejax", description="Variational autoencoders for medical images. Research use only.", allow_abbrev=False
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    train = _verb(
+        verbs,
+        "train",
+        _train,
+        "train a model, evaluate it and draw its report; the same command goes on where a run stopped",
+        "vaejax train --config=configs/quickstart.py --workdir=runs/quickstart --config.optimizer.learning_rate=3e-4",
+        "Every field can be set as --config.section.field=value:\n" + configuration.describe(),
+    )
+    train.add_argument(
+        "--config", metavar="FILE", help="a .py file with get_config(), or a .json file; default: the quickstart"
+    )
+    train.add_argument("--workdir", metavar="DIR", default="runs/quickstart", help="the run directory; default: %(default)s")
+
+    evaluate = _run_verb(
+        verbs, "evaluate", _evaluate, "compute evaluation.json", "vaejax evaluate runs/quickstart --samples=5000"
+    )
+    evaluate.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
+    evaluate.add_argument("--samples", type=_positive, help="importance samples an image; default: as configured")
+    evaluate.add_argument("--draw", type=int, help="seed of binarisation and samples; default: as configured")
+
+    sample = _run_verb(verbs, "sample", _sample, "draw images from the prior", "vaejax sample runs/quickstart --n=100 --seed=1")
+    sample.add_argument("--n", type=_positive, default=100, help="images; default: %(default)s")
+    sample.add_argument("--temperature", type=float, default=1.0, help="scale of the prior's standard deviation; default: 1")
+
+    reconstruct = _run_verb(
+        verbs,
+        "reconstruct",
+        _reconstruct,
+        "images beside their reconstructions",
+        "vaejax reconstruct runs/quickstart --split=val",
+    )
+    interpolate = _run_verb(
+        verbs, "interpolate", _interpolate, "lines between images", "vaejax interpolate runs/quickstart --n=8 --steps=12"
+    )
+    interpolate.add_argument("--steps", type=_positive, default=10, help="images on a line; default: %(default)s")
+    for verb in (reconstruct, interpolate):
+        verb.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
+        verb.add_argument("--n", type=_positive, default=10, help="images, or lines; default: %(default)s")
+    for verb in (sample, reconstruct, interpolate):
+        verb.add_argument("--seed", type=int, default=0, help="which are drawn; default: %(default)s")
+        verb.add_argument("--output", metavar="DIR", help="where NAME.png and NAME.npz go; default: in the run directory")
+
+    _run_verb(verbs, "report", _report, "draw report/index.html", "vaejax report runs/quickstart --best")
+    return parser
+
+
+def _verb(verbs: Any, name: str, run: Callable, purpose: str, example: str, epilog: str = "") -> argparse.ArgumentParser:
+    verb = verbs.add_parser(
+        name,
+        help=purpose,
+        description=f"{purpose[0].upper()}{purpose[1:]}.\n\nExample: {example}",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _run_verb(verbs: Any, name: str, run: Callable, purpose: str, example: str) -> argparse.ArgumentParser:
+    """A verb about a trained run, which it takes first."""
+    verb = _verb(verbs, name, run, purpose, example)
+    verb.add_argument("directory", metavar="RUN", help="the directory of a run")
+    verb.add_argument("--best", action="store_true", help="the checkpoint of lowest validation loss; default: the last")
+    return verb
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text}")
+    return value
+
+
+def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    config = configuration.load(arguments.config, overrides)  # before anything slow is imported
+
+    from vaejax import evaluation, experiment, report, runs
+    from vaejax.interruption import on_sigterm
+
+    run = runs.create(arguments.workdir, config)
+    with on_sigterm() as interruption:
+        experiment.train(run, interruption)
+        _show(evaluation.evaluate(run, interruption=interruption))
+        print(f"report: {report.write(run)}")
+
+
+def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vaejax import evaluation, runs
+    from vaejax.interruption import on_sigterm
+
+    with on_sigterm() as interruption:
+        run = runs.load(arguments.directory)
+        _show(
+            evaluation.evaluate(
+                run, arguments.split, arguments.best, arguments.samples, arguments.draw, interruption=interruption
+            )
+        )
+
+
+def _report(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vaejax import report, runs
+
+    print(f"report: {report.write(runs.load(arguments.directory), arguments.best)}")
+
+
+def _sample(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vaejax import gallery
+
+    run, output = _open(arguments)
+    gallery.sample(run, output, arguments.best, arguments.n, arguments.seed, arguments.temperature)
+    print(f"written: {output / 'samples.png'}, samples.npz")
+
+
+def _reconstruct(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vaejax import gallery
+
+    run, output = _open(arguments)
+    gallery.reconstruct(run, output, arguments.best, arguments.split, arguments.n, arguments.seed)
+    print(f"written: {output / 'reconstructions.png'}, reconstructions.npz")
+
+
+def _interpolate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vaejax import gallery
+
+    run, output = _open(arguments)
+    gallery.interpolate(run, output, arguments.best, arguments.split, arguments.n, arguments.seed, arguments.steps)
+    print(f"written: {output / 'interpolations.png'}, interpolations.npz")
+
+
+def _open(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The run, and the folder where its pictures go."""
+    from etils import epath
+
+    from vaejax import runs
+
+    run = runs.load(arguments.directory)
+    return run, epath.Path(arguments.output) if arguments.output else run.directory / "gallery"
+
+
+def _show(result: dict[str, Any]) -> None:
+    """Prints an evaluation as a table, the linear floor beside it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "vaejax", "PCA", "unit", title=f"{result['split']} split at step {result['step']}")
+    for name, value in result["metrics"].items():
+        floor = result["baselines"]["pca"].get(name)
+        table.add_row(name, _number(value), _number(floor) if floor else "", value["unit"])
+    Console().print(table)
+
+
+def _number(value: dict[str, Any]) -> str:
+    return f"{value['mean']:.4g}" + (f" ± {value['sem']:.2g}" if value["sem"] is not None else "")

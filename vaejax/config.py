@@ -1,0 +1,413 @@
+"""The configuration: frozen dataclasses that check themselves, built from an ml_collections ConfigDict.
+
+A configuration file is Python with a function `get_config() -> ConfigDict`, or the `config.json` of a run. Both start
+from `default_config()`, so a file states only what differs. Every field below is declared once, with its meaning, its
+default and its allowed values; `describe()` prints them, and `Config` refuses whatever is outside of them, naming the field.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import math
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from vaejax.errors import ConfigError
+
+ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh")
+ON_OFF = "true or false"
+
+
+def _field(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] | None = None,
+) -> Any:
+    """Declares a field: `low <= value <= high`, or strictly `above < value < below`, or one of `choices`."""
+    limits = {"meaning": meaning, "low": low, "high": high, "above": above, "below": below, "choices": choices}
+    return dataclasses.field(default=default, metadata=limits)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from, and what shape they take."""
+
+    name: str = _field("mnist5k", "source: mnist5k, idx, medmnist, image_folder, or tfds:NAME")
+    path: str | None = _field(None, "folder or file to read; a TFDS data directory for tfds:NAME; unused by mnist5k")
+    image_size: tuple[int, ...] | None = _field(
+        None, "(height, width) in pixels that every image takes; None: as found, if all agree", low=1, high=4096
+    )
+    channels: int | None = _field(None, "channels that every image takes; None: as found, if all agree", low=1, high=4)
+    resize: str = _field(
+        "pad",
+        "an image of another size is scaled to fit and padded with zeros, or scaled to cover and cropped, or stretched",
+        choices=("pad", "crop", "stretch"),
+    )
+    validation_fraction: float = _field(
+        0.1, "share of the training images set apart, where the source has no validation split", above=0.0, high=0.5
+    )
+    on_error: str = _field(
+        "stop", "unreadable files: stop and name them all, or skip, count and list them", choices=("stop", "skip")
+    )
+    cache: str | None = _field(None, "folder for prepared images; None: the folder `data` beside the run directory")
+    batch_size: int = _field(128, "images in a training step, over all devices", low=1, high=1_000_000)
+    binarization: str = _field(
+        "none",
+        "grey values become 0 or 1 by a Bernoulli(pixel) draw: never, once (seed 0, by image), or anew in every step",
+        choices=("none", "static", "dynamic"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the training images; all are off by default."""
+
+    rotate: float = _field(0.0, "largest angle, degrees, either way", low=0.0, high=180.0)
+    zoom: float = _field(0.0, "largest relative change of scale about the centre, either way", low=0.0, high=0.9)
+    crop: float = _field(0.0, "largest share of each side cut away at a random place, then scaled back", low=0.0, high=0.9)
+    flip_horizontal: bool = _field(False, "mirror left and right in half of the images (mind laterality)")
+    flip_vertical: bool = _field(False, "mirror top and bottom in half of the images")
+    brightness: float = _field(0.0, "largest value added to all pixels of an image, either way", low=0.0, high=1.0)
+    contrast: float = _field(0.0, "largest relative change of the distance to the mean, either way", low=0.0, high=1.0)
+
+    @property
+    def active(self) -> bool:
+        """Whether any change is asked for."""
+        return any(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The networks, the latent space and the likelihood."""
+
+    network: str = _field("cnn", "encoder and decoder", choices=("mlp", "cnn"))
+    latent_size: int = _field(16, "latent dimensions", low=1, high=65_536)
+    hidden: tuple[int, ...] = _field((256,), "widths of the dense hidden layers, from the image inwards", low=1, high=65_536)
+    features: tuple[int, ...] = _field(
+        (32, 64), "cnn: channels after each halving of the image, from the image inwards", low=1, high=8_192
+    )
+    activation: str = _field("silu", "nonlinearity between layers", choices=ACTIVATIONS)
+    likelihood: str = _field(
+        "gaussian",
+        "p(image | latents): bernoulli for binarised images, a density, or discrete grey levels",
+        choices=("bernoulli", "gaussian", "discretized_logistic"),
+    )
+    scale: str = _field("shared", "the likelihood's learned scale: one a channel, or one a pixel", choices=("shared", "pixel"))
+    levels: int = _field(256, "grey levels of the discretized logistic likelihood", low=2, high=65_536)
+    dtype: str = _field("float32", "precision inside the networks; all else is float32", choices=("float32", "bfloat16"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimised: distortion + beta * rate, in nats per image."""
+
+    beta: float = _field(1.0, "weight of the rate", low=0.0, high=1_000.0)
+    warmup_steps: int = _field(0, "steps over which beta grows linearly from 0", low=0, high=1_000_000_000)
+    free_bits: float = _field(0.0, "rate, nats per image and level, below which it costs the same", low=0.0, high=100_000.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How the parameters follow the gradient."""
+
+    name: str = _field("adam", "update rule", choices=("adam", "adamw", "adamax", "lion", "sgd"))
+    learning_rate: float = _field(1e-3, "peak step size", above=0.0, high=10.0)
+    schedule: str = _field(
+        "cosine",
+        "the step size after its warm-up: held, or brought to 0 at training.steps",
+        choices=("constant", "linear", "cosine"),
+    )
+    warmup_steps: int = _field(0, "steps over which the step size grows linearly from 0", low=0, high=1_000_000_000)
+    weight_decay: float = _field(0.0, "decoupled weight decay (adamw, lion)", low=0.0, high=1.0)
+    clip_norm: float = _field(100.0, "largest norm of the gradient; 0: no clipping", low=0.0, high=1e9)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How long, and what is kept."""
+
+    steps: int = _field(3_000, "training steps in all; a finished run is extended by a larger value", low=1, high=1_000_000_000)
+    checkpoint_every: int = _field(500, "steps between checkpoints", low=1, high=1_000_000_000)
+    log_every: int = _field(50, "steps between lines of metrics.jsonl", low=1, high=1_000_000_000)
+    ema_decay: float = _field(
+        0.999, "decay a step of the averaged weights that evaluation uses; 0: the last weights", low=0.0, below=1.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What `evaluation.json` is computed with."""
+
+    samples: int = _field(100, "importance samples an image for the negative log-likelihood", low=1, high=1_000_000)
+    batch_size: int = _field(250, "images at a time", low=1, high=1_000_000)
+    draw: int = _field(0, "seed of the test images' binarisation and of the samples", low=0, high=2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All of a run. Construct it through `from_dict`, which also checks the fields against one another.
+
+    Raises:
+        ConfigError: naming the field (`optimizer.learning_rate`), the value and the allowed range.
+    """
+
+    seed: int = _field(0, "seed of initial weights, order of images, noise", low=0, high=2**31 - 1)
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self) -> None:
+        """Checks what no field can check alone."""
+        binarized = self.data.binarization != "none"
+        if (self.model.likelihood == "bernoulli") != binarized:
+            want = (
+                'data.binarization="dynamic" or "static", or model.likelihood="gaussian" or "discretized_logistic"'
+                if not binarized
+                else 'model.likelihood="bernoulli", or data.binarization="none"'
+            )
+            raise ConfigError(
+                f"model.likelihood={self.model.likelihood!r} contradicts data.binarization={self.data.binarization!r}: "
+                f"a Bernoulli likelihood is for images of 0 and 1, and only that one is. Choose {want}."
+            )
+        if self.data.binarization == "static" and self.augment.active:
+            raise ConfigError(
+                "data.binarization='static' contradicts augment.*: one fixed draw an image leaves nothing to change. "
+                'Choose data.binarization="dynamic", or switch augmentation off.'
+            )
+        if self.data.image_size is not None and len(self.data.image_size) != 2:
+            raise ConfigError(f"data.image_size={self.data.image_size!r}: expected (height, width).")
+        if self.data.name not in _SOURCES and not self.data.name.startswith("tfds:"):
+            raise ConfigError(f"data.name={self.data.name!r}: expected one of {', '.join(_SOURCES)}, or tfds:NAME.")
+        if self.data.name in _SOURCES_WITH_PATH and self.data.path is None:
+            raise ConfigError(f"data.path=None: data.name={self.data.name!r} needs the folder or file to read.")
+        if self.optimizer.weight_decay and self.optimizer.name not in ("adamw", "lion"):
+            raise ConfigError(
+                f"optimizer.weight_decay={self.optimizer.weight_decay}: {self.optimizer.name!r} has none. "
+                'Choose optimizer.name="adamw" or "lion", or weight_decay=0.'
+            )
+        if self.optimizer.warmup_steps >= self.training.steps:
+            raise ConfigError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps}: "
+                f"expected fewer than training.steps={self.training.steps}."
+            )
+
+
+_SOURCES_WITH_PATH = ("idx", "medmnist", "image_folder")
+_SOURCES = ("mnist5k", *_SOURCES_WITH_PATH)
+
+
+def from_dict(values: typing.Mapping[str, Any]) -> Config:
+    """Builds a checked `Config` from nested mappings; what is left out takes its default.
+
+    Raises:
+        ConfigError: for an unknown key (with the nearest known one), or a value that its field refuses.
+    """
+    return _build(Config, values, "")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as nested dicts of JSON values; `from_dict` takes it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """All defaults as a ConfigDict: the start of every configuration file.
+
+    It takes any key and type: `from_dict` then refuses what is wrong by its dotted name, wherever it came from.
+    """
+    return ml_collections.ConfigDict(dataclasses.asdict(Config()), type_safe=False)
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Reads a configuration and applies `--config.section.field=value` overrides.
+
+    Args:
+        path: a `.py` file with `get_config()`, a `.json` file such as a run's `config.json`, or None for the defaults.
+        overrides: `--config.data.batch_size=64`, or the same in two words; values are Python literals or plain strings.
+
+    Raises:
+        ConfigError: for a file that cannot be used, or a field that cannot have its value.
+    """
+    values = default_config().to_dict() if path is None else _read_file(Path(path))
+    for name, value in _split_overrides(overrides):
+        section = values
+        *parents, last = name.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"--config.{name}: {parent} is a value, not a section.")
+        section[last] = value
+    return from_dict(values)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The fields in which two configurations differ, each as `name: old -> new`."""
+    before, after = _flatten(to_dict(old)), _flatten(to_dict(new))
+    return [f"{name}: {before[name]!r} -> {after[name]!r}" for name in after if before[name] != after[name]]
+
+
+def describe() -> str:
+    """Every field with its default, its allowed values and its meaning, for `--help`."""
+    lines = []
+    for field in dataclasses.fields(Config):
+        if not dataclasses.is_dataclass(field.default):
+            lines.append(_describe(field, field.name))
+            continue
+        lines.append(f"\n{field.name}: {type(field.default).__doc__}")
+        lines += [_describe(child, f"{field.name}.{child.name}") for child in dataclasses.fields(field.default)]
+    return "\n".join(lines)
+
+
+def _describe(field: dataclasses.Field, name: str) -> str:
+    allowed = _allowed(field)
+    return f"  {name}={field.default!r}\n      {field.metadata['meaning']}" + (f" ({allowed})" if allowed else "")
+
+
+def _allowed(field: dataclasses.Field) -> str:
+    """The allowed values in words: '0 < value <= 10', 'one of relu, tanh', or ''."""
+    limits = field.metadata
+    if limits["choices"]:
+        return "one of " + ", ".join(limits["choices"])
+    left = (
+        f"{limits['low']:g} <= "
+        if limits["low"] is not None
+        else f"{limits['above']:g} < "
+        if limits["above"] is not None
+        else ""
+    )
+    right = (
+        f" <= {limits['high']:g}"
+        if limits["high"] is not None
+        else f" < {limits['below']:g}"
+        if limits["below"] is not None
+        else ""
+    )
+    return f"{left}value{right}" if left or right else ""
+
+
+def _build(kind: type, values: typing.Mapping[str, Any], prefix: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    arguments = {}
+    for name, value in values.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f" Did you mean {prefix}{near[0]}?" if near else f" Known here: {', '.join(fields)}."
+            raise ConfigError(f"{prefix}{name}: no such field.{hint}")
+        field, default = fields[name], fields[name].default
+        if dataclasses.is_dataclass(default):
+            if not isinstance(value, typing.Mapping):
+                raise ConfigError(f"{prefix}{name}={value!r}: expected a section with fields, found {type(value).__name__}.")
+            arguments[name] = _build(type(default), value, f"{prefix}{name}.")
+        else:
+            arguments[name] = _checked(field, typing.get_type_hints(kind)[name], value, prefix + name)
+    return kind(**arguments)
+
+
+def _checked(field: dataclasses.Field, kind: Any, value: Any, name: str) -> Any:
+    """The value in its field's type, or a ConfigError."""
+    allowed = _allowed(field)
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, (tuple, list)) or not value or not all(type(item) is int for item in value):
+            raise ConfigError(f"{name}={value!r}: expected whole numbers such as (28, 28){allowed and ', each ' + allowed}.")
+        value = tuple(value)
+    elif kind is float and type(value) is int:
+        value = float(value)
+    elif type(value) is not kind:
+        words = {int: "a whole number", float: "a number", bool: ON_OFF, str: "text"}[kind]
+        raise ConfigError(f"{name}={value!r}: expected {words}{allowed and f' ({allowed})'}, found {type(value).__name__}.")
+    if not all(_within(field, item) for item in (value if isinstance(value, tuple) else (value,))):
+        raise ConfigError(f"{name}={value!r}: expected {allowed}.")
+    return value
+
+
+def _within(field: dataclasses.Field, value: Any) -> bool:
+    limits = field.metadata
+    if limits["choices"]:
+        return value in limits["choices"]
+    if isinstance(value, (str, bool)):
+        return True
+    return (
+        math.isfinite(value)
+        and (limits["low"] is None or value >= limits["low"])
+        and (limits["high"] is None or value <= limits["high"])
+        and (limits["above"] is None or value > limits["above"])
+        and (limits["below"] is None or value < limits["below"])
+    )
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(_flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"--config={path}: no such file. Expected a .py file with get_config(), or a .json file.")
+    if path.suffix == ".json":
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"--config={path}: not valid JSON: {error}.") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"--config={path}: expected a JSON object, found {type(values).__name__}.")
+        return values
+    if path.suffix != ".py":
+        raise ConfigError(f"--config={path}: expected a .py or .json file, found {path.suffix or 'no suffix'!r}.")
+    spec = importlib.util.spec_from_file_location("vaejax_config_file", path)
+    assert spec is not None  # a .py suffix always has a loader
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config().to_dict()
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the user's own code raises is told as one line
+        raise ConfigError(f"--config={path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _split_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
+    """`--config.a.b=1` or `--config.a.b 1` as pairs of dotted name and value."""
+    pairs, remaining = [], list(arguments)
+    while remaining:
+        flag, equals, text = remaining.pop(0).partition("=")
+        if not flag.startswith("--config.") or not flag.removeprefix("--config."):
+            raise ConfigError(f"{flag}: unknown argument. Fields are set as --config.section.field=value.")
+        if not equals:
+            if not remaining:
+                raise ConfigError(f"{flag}: expected a value, as {flag}=VALUE.")
+            text = remaining.pop(0)
+        pairs.append((flag.removeprefix("--config."), _literal(text)))
+    return pairs
+
+
+def _literal(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None, "null": None, "nan": math.nan, "inf": math.inf}
+    if text.lower().lstrip("+-") in words:
+        return words[text.lower().lstrip("+-")]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,35 @@
+"""Where images come from: sources by name, each prepared once into the same fixed splits; no word about training."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vaejax.config import DataConfig
+from vaejax.datasets import idx, image_folder, medmnist, mnist5k, tfds_name
+from vaejax.datasets.prepared import DataSet, Split, prepare
+from vaejax.datasets.source import Source
+from vaejax.errors import DataError
+
+__all__ = ["SOURCES", "DataSet", "Split", "load"]
+
+SOURCES: dict[str, Callable[[DataConfig], Source]] = {
+    "mnist5k": mnist5k.source,
+    "idx": idx.source,
+    "medmnist": medmnist.source,
+    "image_folder": image_folder.source,
+    "tfds": tfds_name.source,
+}
+
+
+def load(config: DataConfig, cache: Path) -> DataSet:
+    """The images that `config` names, prepared in a folder under `cache`.
+
+    A prepared data set is checked against its sha256 and memory-mapped; one that is absent, damaged, or made of other
+    contents or settings is prepared first, with a progress bar on the terminal.
+
+    Raises:
+        DataError: the images cannot be found, read or used as asked; the message says what to do.
+    """
+    name = config.name.partition(":")[0]
+    if name not in SOURCES:
+        raise DataError(f"data.name={config.name!r}: expected one of {', '.join(SOURCES)}.")
+    return prepare(SOURCES[name](config), config, Path(cache))

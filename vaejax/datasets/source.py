@@ -1,0 +1,68 @@
+"""What every source of images gives: its contents as one hash, and its splits, each read one example at a time."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Examples(NamedTuple):
+    """A split as its source holds it: nothing is read before `read(i)`.
+
+    Attributes:
+        n: number of examples, in a fixed order.
+        read: i -> image [H, W, C] of dtype uint8, uint16 or float32 in [0, 1]; any size.
+            Raises DataError with the bare reason where the image is unreadable.
+        labels: int32 [n], or None where unknown.
+        paths: where each example lies, relative to the source's folder; None for images that are not files.
+    """
+
+    n: int
+    read: Callable[[int], np.ndarray]
+    labels: np.ndarray | None = None
+    paths: tuple[str, ...] | None = None
+
+
+class Source(NamedTuple):
+    """Images before preparation.
+
+    Attributes:
+        contents: sha256 hex of all that the images depend on; computed at every load.
+        label_names: the name of label i, or None where unknown.
+        open: the splits that the source has: "train", and "val" and "test" where it has them. Called only to prepare.
+    """
+
+    contents: str
+    label_names: tuple[str, ...] | None
+    open: Callable[[], dict[str, Examples]]
+
+
+def arrays(images: np.ndarray, labels: np.ndarray | None) -> Examples:
+    """A split held in memory: images [n, H, W] or [n, H, W, C], labels [n]."""
+    images = images if images.ndim == 4 else images[..., None]
+    return Examples(len(images), images.__getitem__, None if labels is None else labels.astype(np.int32))
+
+
+def take(examples: Examples, rows: np.ndarray) -> Examples:
+    """The examples at `rows` (int [m]), in that order."""
+    return Examples(
+        len(rows),
+        lambda i: examples.read(int(rows[i])),
+        None if examples.labels is None else examples.labels[rows],
+        None if examples.paths is None else tuple(examples.paths[row] for row in rows),
+    )
+
+
+def hash_files(files: Iterable[tuple[str, Path]]) -> str:
+    """sha256 hex of the names (not the folders they lie in) and contents of `files`, in the order given."""
+    digest = hashlib.sha256()
+    for name, path in files:
+        digest.update(f"{len(name.encode())}:{name}".encode())
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:  # an example that cannot be opened is reported when it is read
+            digest.update(type(error).__name__.encode())
+    return digest.hexdigest()

@@ -1,0 +1,28 @@
+"""What a user can do wrong, one class a kind: the command line prints the message alone, without a traceback.
+
+Every message names the file or the field, what was expected, what was found, and what to do.
+"""
+
+
+class VaejaxError(Exception):
+    """Base class of every error that vaejax raises on purpose."""
+
+
+class ConfigError(VaejaxError):
+    """A configuration value is unknown, of the wrong type, out of range, or contradicts another."""
+
+
+class DataError(VaejaxError):
+    """Images cannot be found, read or used as asked."""
+
+
+class CheckpointError(VaejaxError):
+    """A checkpoint cannot be written, or none of those found can be used."""
+
+
+class TrainingError(VaejaxError):
+    """A run cannot start, go on, or be extended as asked."""
+
+
+class Terminated(VaejaxError):
+    """The process was asked to stop (SIGTERM); what was done so far is saved."""

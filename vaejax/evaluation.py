@@ -1,0 +1,204 @@
+"""A run directory -> `evaluation.json`: what a model is worth on images that it has not seen, beside a linear floor.
+
+    {"split", "step", "samples", "draw", "metrics": {name: {"mean", "sem", "n", "unit"}},
+     "undefined": {name: why}, "baselines": {"pca": {name: {...}}}}
+
+Likelihoods are in nats an image and of the images as the model sees them. Everything drawn is fixed by (draw, index), so that
+the same weights give the same file.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+from sklearn.decomposition import PCA
+
+from vaejax import distributions as dist
+from vaejax import experiment, keys, metrics, runs, training
+from vaejax.applications.reconstruction import encode, reconstruct
+from vaejax.interruption import Interruption
+from vaejax.models import Model, Params
+from vaejax.progress import bar
+from vaejax.runs import Run
+
+PIXELS_AT_A_TIME = 2**21
+"""Decoded pixels held at once while importance sampling: with 32 channels inside the decoder, 256 MiB an array."""
+
+PCA_NUMBERS = 2**28
+"""Training pixels that the linear floor is fitted on at most (1 GiB); beyond it, images evenly spaced."""
+
+
+_UNITS = {
+    "elbo": "nats per image",
+    "distortion": "nats per image",
+    "rate": "nats per image",
+    "nll": "nats per image",
+    "bits_per_dim": "bits per pixel and channel",
+    "mse": "squared image range",
+    "psnr": "dB",
+    "ssim": "1",
+}
+
+
+def evaluate(
+    run: Run,
+    split: str = "test",
+    best: bool = False,
+    samples: int | None = None,
+    draw: int | None = None,
+    interruption: Interruption | None = None,
+) -> dict[str, Any]:
+    """Evaluates a run's averaged weights and writes `evaluation.json`.
+
+    Args:
+        run: an open run.
+        split: "train", "val" or "test".
+        best: take the checkpoint of lowest validation loss instead of the newest.
+        samples: importance samples an image; None: as configured.
+        draw: seed of binarisation and samples; None: as configured.
+        interruption: a stop is noticed between batches.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CheckpointError: nothing to evaluate.
+        Terminated: a stop was asked for.
+    """
+    settings = run.config.evaluation
+    samples, draw = samples or settings.samples, settings.draw if draw is None else draw
+    trained = experiment.restore(run, best)
+    with training.explain_out_of_memory("evaluation.batch_size", settings.batch_size):
+        values = per_example(run, trained.params, split, samples, draw, interruption or Interruption())
+    result = {
+        "split": split,
+        "step": trained.step,
+        "samples": samples,
+        "draw": draw,
+        "metrics": _summaries(values, run.model),
+        "undefined": _undefined(run.model),
+        "baselines": {"pca": _pca(run, split, draw)},
+    }
+    runs.write_json(run.directory / "evaluation.json", result)
+    return result
+
+
+def per_example(
+    run: Run, params: Params, split: str, samples: int, draw: int, interruption: Interruption
+) -> dict[str, Float[np.ndarray, "n ..."]]:
+    """Every metric that the model defines, one value an example of the split, and its posterior means under "mean"."""
+    split_size, model = run.data.splits[split].n, run.model
+    rows = _rows(run, split)
+    reconstructed, sampled = jax.jit(functools.partial(_reconstructed, model)), jax.jit(functools.partial(_sampled, model))
+    key = keys.stream(jax.random.key(draw), f"posterior of {split}")
+    chunk = max(PIXELS_AT_A_TIME // (rows * math.prod(model.image_shape)), 1)
+    collected: dict[str, list[np.ndarray]] = {}
+    with bar(f"evaluating {split}", split_size) as show:
+        for count, batch in enumerate(experiment.evaluation_batches(run, split, rows, draw)):
+            placed = training.place(batch)
+            values = dict(reconstructed(params, placed["image"]))
+            parts = []
+            for start in interruption.watch(range(0, samples, chunk)):
+                numbers = jnp.arange(start, min(start + chunk, samples))
+                parts.append(sampled(params, placed["image"], keys.of_examples(key, placed["index"]), numbers))
+            values |= _merged(parts, samples)
+            for name, value in values.items():
+                collected.setdefault(name, []).append(np.asarray(value)[batch["mask"]])
+            show(min((count + 1) * rows, split_size), "")
+    values = {name: np.concatenate(value) for name, value in collected.items()}
+    if model.levels is not None:
+        values["bits_per_dim"] = metrics.bits_per_dim(values["nll"], math.prod(model.image_shape))
+    return values
+
+
+class Sampled(NamedTuple):
+    """What a chunk of importance samples adds up to, each `[b]`, nats an image."""
+
+    log_weight: Float[Array, " b"]
+    """log of the summed weights p(x, z) / q(z|x)."""
+    distortion: Float[Array, " b"]
+    """Summed over the samples."""
+    rate: Float[Array, " b"]
+    """KL in closed form, the same in every chunk."""
+
+
+def _sampled(
+    model: Model, params: Params, images: Float[Array, "b ..."], example_keys: Key[Array, " b"], numbers: Int[Array, " k"]
+) -> Sampled:
+    inference = model.infer(params, images, example_keys, samples=numbers)
+    log_likelihood = dist.log_prob(inference.likelihood, images)
+    log_weight = jax.nn.logsumexp(log_likelihood - inference.log_ratio, axis=0)
+    return Sampled(log_weight, -log_likelihood.sum(axis=0), jnp.stack(inference.kl).sum(axis=0))
+
+
+def _merged(parts: list[Sampled], samples: int) -> dict[str, Float[np.ndarray, " b"]]:
+    """Chunks to the evidence bound and the importance-sampled likelihood (Burda et al. 2016, eq. 8), in float64."""
+    log_weights = np.stack([np.asarray(part.log_weight, np.float64) for part in parts])
+    distortion = np.sum([np.asarray(part.distortion, np.float64) for part in parts], axis=0) / samples
+    rate = np.asarray(parts[0].rate, np.float64)
+    nll = math.log(samples) - np.logaddexp.reduce(log_weights, axis=0)
+    return {"elbo": -distortion - rate, "distortion": distortion, "rate": rate, "nll": nll}
+
+
+def _reconstructed(model: Model, params: Params, images: Float[Array, "b ..."]) -> dict[str, Float[Array, "b ..."]]:
+    return {"mean": encode(model, params, images)} | _errors(images, reconstruct(model, params, images))
+
+
+def _errors(images: Float[Array, "b ..."], others: Float[Array, "b ..."]) -> dict[str, Float[Array, " b"]]:
+    """Distances between images, one value an example."""
+    values = {"mse": metrics.mse(images, others), "psnr": metrics.psnr(images, others)}
+    return values | {"ssim": metrics.ssim(images, others)} if metrics.has_ssim(images.shape[1:]) else values
+
+
+def _pca(run: Run, split: str, draw: int) -> dict[str, Any]:
+    """The linear floor: as many principal components of the training images as the model has latents, clipped to [0, 1]."""
+    shape = run.model.image_shape
+    most = max(PCA_NUMBERS // math.prod(shape), 1)
+    stride = -(-run.data.splits["train"].n // most)
+    train = np.concatenate([images.reshape(len(images), -1) for images in _images(run, "train", draw)])[::stride]
+    pca = PCA(min(run.config.model.latent_size, *train.shape), svd_solver="auto", random_state=0).fit(train)
+    errors = jax.jit(_errors)
+    collected: dict[str, list[np.ndarray]] = {}
+    for images in _images(run, split, draw):
+        flat = images.reshape(len(images), -1)
+        restored = np.clip(pca.inverse_transform(pca.transform(flat)), 0.0, 1.0).astype(np.float32)
+        for name, value in errors(images, restored.reshape(images.shape)).items():
+            collected.setdefault(name, []).append(np.asarray(value))
+    return {name: _summary(name, np.concatenate(values)) for name, values in collected.items()}
+
+
+def _images(run: Run, split: str, draw: int) -> Iterator[Float[np.ndarray, "b ..."]]:
+    for batch in experiment.evaluation_batches(run, split, _rows(run, split), draw):
+        yield np.asarray(batch["image"])[batch["mask"]]
+
+
+def _rows(run: Run, split: str) -> int:
+    """Images at a time: as configured, no more than there are, rounded up to share among the devices."""
+    rows, devices = min(run.config.evaluation.batch_size, run.data.splits[split].n), jax.device_count()
+    return -(-rows // devices) * devices
+
+
+def _summaries(values: dict[str, Float[np.ndarray, "n ..."]], model: Model) -> dict[str, Any]:
+    means = values["mean"]
+    active = {"mean": metrics.active_units(means), "sem": None, "n": len(means), "unit": f"of {means.shape[-1]} latents"}
+    return {name: _summary(name, values[name]) for name in _UNITS if name in values} | {"active_units": active}
+
+
+def _undefined(model: Model) -> dict[str, str]:
+    """What this model has no value for, and why."""
+    undefined = {}
+    if model.levels is None:
+        undefined["bits_per_dim"] = "the likelihood is a density, not a distribution over grey levels"
+    if not metrics.has_ssim(model.image_shape):
+        undefined["ssim"] = f"images are smaller than the window of {metrics.SSIM_WINDOW} pixels"
+    return undefined
+
+
+def _summary(name: str, values: Float[np.ndarray, " n"]) -> dict[str, Any]:
+    entry = metrics.summary(values, _UNITS[name])
+    return entry | {"capped": int((values >= metrics.PSNR_CAP).sum())} if name == "psnr" else entry

@@ -1,0 +1,191 @@
+"""From a run directory to trained weights: images, model, objective and steps put together, watched, and saved."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from vaejax import batches as batching
+from vaejax import checkpoints, keys, objectives, optimizers, training
+from vaejax.batches import Batch
+from vaejax.checkpoints import Writer
+from vaejax.errors import CheckpointError, Terminated
+from vaejax.interruption import Interruption
+from vaejax.journal import Journal
+from vaejax.models import Params
+from vaejax.objectives import Objective
+from vaejax.progress import bar, console
+from vaejax.runs import Run
+from vaejax.training import TrainState
+
+VALIDATION_ROWS = 500
+"""Images at a time in the pass over the validation split."""
+
+
+class Trained(NamedTuple):
+    """The weights of a run at a step."""
+
+    step: int
+    params: Params
+    """The averaged weights, for evaluation."""
+
+
+def train(run: Run, interruption: Interruption) -> None:
+    """Trains a run to `training.steps`, from its newest whole checkpoint where there is one.
+
+    Raises:
+        TrainingError: a term is not finite, or a step does not fit in memory.
+        CheckpointError: a checkpoint cannot be written, or there are some but none can be used.
+        Terminated: a stop was asked for; the step in flight is saved.
+    """
+    objective = _objective(run)
+    restored = checkpoints.restore(run.checkpoints, run.fingerprint, training.abstract(run.model, objective))
+    _tell(restored.notes if restored else [])
+    state = restored.state if restored else training.init(run.model, objective, keys.stream(_key(run), "init"))
+    done = int(state.step)
+    if done >= run.config.training.steps:
+        return
+    if restored:
+        console.print(f"going on from step {done}")
+    with (
+        Writer(run.checkpoints, run.fingerprint) as writer,
+        Journal(run.directory, done) as journal,
+        training.explain_out_of_memory("data.batch_size", run.config.data.batch_size),
+    ):
+        _loop(run, objective, state, writer, journal, interruption)
+
+
+def restore(run: Run, best: bool = False) -> Trained:
+    """The averaged weights of a run's newest whole checkpoint, or of the one with the lowest validation loss.
+
+    Raises:
+        CheckpointError: there is none, or none can be used.
+    """
+    abstract = training.abstract(run.model, _objective(run))
+    restored = checkpoints.restore(run.checkpoints, run.fingerprint, abstract, best=best)
+    if restored is None:
+        raise CheckpointError(f"{run.checkpoints}: no checkpoint yet. Train the run first.")
+    _tell(restored.notes)
+    return Trained(restored.step, restored.state.ema if run.config.training.ema_decay else restored.state.params)
+
+
+def training_batches(run: Run, first_step: int) -> Iterator[Batch]:
+    """The training batches of a run from `first_step` on: shuffled, augmented and binarised as configured."""
+    from vaejax import pipeline  # brings TensorFlow, which evaluation has no use for
+
+    config, split = run.config, run.data.splits["train"]
+    grey = pipeline.training_batches(
+        split, run.data.white, config.data.batch_size, config.augment, grid(run), config.seed, first_step
+    )
+    if config.data.binarization == "dynamic":
+        return batching.binarized(grey, keys.stream(_key(run), "binarization"), first_step)
+    return _fixed(run, grey, "train", draw=0)
+
+
+def evaluation_batches(run: Run, split: str, batch_size: int, draw: int = 0) -> Iterator[Batch]:
+    """One pass over a split, in order; where images are binarised, `draw` is the seed of one fixed draw an image."""
+    grey = batching.evaluation(run.data.splits[split], run.data.white, batch_size, grid(run))
+    return _fixed(run, grey, split, draw)
+
+
+def rows(run: Run, split: str, index: Int[np.ndarray, " b"], draw: int = 0) -> Batch:
+    """Chosen images of a split, as evaluation sees them."""
+    (batch,) = _fixed(run, iter([batching.of_rows(run.data.splits[split], run.data.white, index, grid(run))]), split, draw)
+    return batch
+
+
+def grid(run: Run) -> int | None:
+    """Grey levels that images are rounded to before the model sees them; None where the likelihood is a density."""
+    return run.model.levels if run.config.data.binarization == "none" else None
+
+
+def _fixed(run: Run, batches: Iterator[Batch], split: str, draw: int) -> Iterator[Batch]:
+    if run.config.data.binarization == "none":
+        return batches
+    return batching.binarized(batches, keys.stream(jax.random.key(draw), f"binarization of {split}"))
+
+
+def _loop(
+    run: Run, objective: Objective, state: TrainState, writer: Writer, journal: Journal, interruption: Interruption
+) -> None:
+    """Steps, and between them what is due: a line in the journal, a validation, a checkpoint, a stop.
+
+    A step's report is read when the next step is under way, and before anything is saved.
+    """
+    settings, batch_size = run.config.training, run.config.data.batch_size
+    epoch = max(run.data.splits["train"].n // batch_size, 1)
+    learning_rate = optimizers.schedule(run.config.optimizer, settings.steps)
+    step, noise = training.train_step(objective, settings.ema_decay), keys.stream(_key(run), "noise")
+    evaluate, best = training.eval_step(run.model), _best_loss(run)
+    number, unread, read, since = int(state.step), None, [], time.perf_counter()
+    with bar("training", settings.steps, number) as show:
+        for batch in training_batches(run, number):
+            state, report = step(state, training.place(batch), noise)
+            number += 1
+            if unread:
+                read.append(training.check_finite(*unread))
+            unread = (report, batch["index"], number)
+            last, stop = number == settings.steps, interruption.requested
+            log, validate = number % settings.log_every == 0 or last, number % epoch == 0 or last
+            save = number % settings.checkpoint_every == 0 or last
+            if log or validate or save or stop:
+                read.append(training.check_finite(*unread))
+                unread = None
+            if log:
+                means = {name: float(np.mean([values[name] for values in read])) for name in read[0]}
+                speed = len(read) * batch_size / (time.perf_counter() - since)
+                journal.write(
+                    number, "train", means | {"learning_rate": float(learning_rate(number)), "images_per_second": speed}
+                )
+                words = " ".join(f"{name} {means[name]:.1f}" for name in ("loss", "rate", "distortion"))
+                show(number, f"{speed:.0f} images/s {words}")
+                read, since = [], time.perf_counter()
+            metrics = _validate(run, evaluate, state.ema, interruption) if validate and not stop else {}
+            if metrics:
+                journal.write(number, "val", metrics)
+            if save or interruption.requested or metrics.get("loss", math.inf) < best:
+                best = min(best, metrics.get("loss", math.inf))
+                writer.save(number, state, metrics)
+            if interruption.requested and not last:
+                raise Terminated(f"stopped by SIGTERM at step {number}, which is saved; the same command goes on from there.")
+            if last:
+                return
+
+
+def _validate(run: Run, evaluate: training.EvalStep, params: Params, interruption: Interruption) -> dict[str, float]:
+    """Means over the validation split, nats an image; {} where a stop is asked for meanwhile."""
+    rows = min(VALIDATION_ROWS, run.data.splits["val"].n)
+    rows = -(-rows // jax.device_count()) * jax.device_count()
+    key = keys.stream(jax.random.key(0), "posterior of val")
+    sums: dict[str, float] = {}
+    for batch in evaluation_batches(run, "val", rows):
+        if interruption.requested:
+            return {}
+        for name, values in evaluate(params, training.place(batch), key).items():
+            sums[name] = sums.get(name, 0.0) + float(np.asarray(values, np.float64)[batch["mask"]].sum())
+    means = {name: total / run.data.splits["val"].n for name, total in sums.items()}
+    return {"loss": sum(means.values())} | means
+
+
+def _best_loss(run: Run) -> float:
+    whole = checkpoints.steps(run.checkpoints, run.fingerprint).whole
+    best = checkpoints.best_step(whole)
+    return math.inf if best is None else whole[best].metrics["loss"]
+
+
+def _objective(run: Run) -> Objective:
+    config = run.config
+    return objectives.elbo(run.model, config.objective, optimizers.build(config.optimizer, config.training.steps))
+
+
+def _key(run: Run) -> jax.Array:
+    return jax.random.key(run.config.seed)
+
+
+def _tell(notes: list[str]) -> None:
+    for note in notes:
+        console.print(f"damaged checkpoint: {note}")

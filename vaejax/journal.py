@@ -1,0 +1,45 @@
+"""The numbers of a training as they come: `metrics.jsonl`, one JSON object a line, and the same as TensorBoard events."""
+
+import json
+from types import TracebackType
+from typing import Any, Self
+
+from etils import epath
+
+
+class Journal:
+    """Appends to a run's journal; a context manager, since two files are open.
+
+    A run that goes on after `step` first drops the lines beyond it, which belong to steps that were lost.
+    """
+
+    def __init__(self, directory: epath.Path, step: int) -> None:
+        """Opens the journal of a run directory at `step`."""
+        from tensorboardX import SummaryWriter
+
+        self._file = directory / "metrics.jsonl"
+        kept = [row for row in read(directory) if row["step"] <= step]
+        self._file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Adds the values of a split ("train", "val") at a step."""
+        with self._file.open("a") as file:
+            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def __enter__(self) -> Self:
+        """The journal itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Writes out what is buffered."""
+        self._events.close()
+
+
+def read(directory: epath.Path) -> list[dict[str, Any]]:
+    """All lines of a run's journal; a last line that was cut off by a kill is left out."""
+    file = directory / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

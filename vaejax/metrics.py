@@ -1,0 +1,61 @@
+"""Numbers that nobody differentiates: one value an example, summed and divided once, by `summary`."""
+
+import math
+from typing import Any
+
+import dm_pix
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+PSNR_CAP = 100.0
+"""dB; what a reconstruction without any error counts as."""
+
+SSIM_WINDOW = 11
+"""Pixels on a side of the Gaussian window (Wang et al. 2004); smaller images have no SSIM."""
+
+ACTIVE_UNIT_VARIANCE = 0.01
+"""A latent is active where the variance of its posterior mean over the data exceeds this (Burda et al. 2016, section 5.3)."""
+
+
+def mse(images: Float[Array, "b ..."], others: Float[Array, "b ..."]) -> Float[Array, " b"]:
+    """Mean squared error an image, in squared units of the image range."""
+    return jnp.mean((images - others) ** 2, axis=tuple(range(1, images.ndim)))
+
+
+def psnr(images: Float[Array, "b ..."], others: Float[Array, "b ..."]) -> Float[Array, " b"]:
+    """Peak signal to noise ratio an image, dB, for images in [0, 1]; no error counts as `PSNR_CAP`."""
+    return jnp.minimum(dm_pix.psnr(images, others), PSNR_CAP)
+
+
+def has_ssim(image_shape: tuple[int, ...]) -> bool:
+    """Whether images of this shape, `(h, w, c)`, are large enough for the window."""
+    return min(image_shape[:2]) >= SSIM_WINDOW
+
+
+def ssim(images: Float[Array, "b h w c"], others: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+    """Structural similarity an image, at most 1.
+
+    Raises:
+        ValueError: where a side is shorter than the window, for which dm-pix would return a number without meaning.
+    """
+    if not has_ssim(images.shape[1:]):
+        raise ValueError(f"ssim: images of {images.shape[1:3]} pixels; expected at least {SSIM_WINDOW} on each side.")
+    return dm_pix.ssim(images, others)
+
+
+def bits_per_dim(nats: Float[np.ndarray, " n"], dimensions: int) -> Float[np.ndarray, " n"]:
+    """Negative log-likelihoods in nats an image as bits a pixel and channel."""
+    return nats / (dimensions * math.log(2.0))
+
+
+def active_units(posterior_means: Float[np.ndarray, "n d"]) -> int:
+    """Latents whose posterior mean varies over the data by more than `ACTIVE_UNIT_VARIANCE`."""
+    return int((np.var(posterior_means, axis=0, dtype=np.float64) > ACTIVE_UNIT_VARIANCE).sum())
+
+
+def summary(values: Float[np.ndarray, " n"], unit: str) -> dict[str, Any]:
+    """`{"mean", "sem", "n", "unit"}` of one value an example; the standard error is over examples (None for a single one)."""
+    values = np.asarray(values, np.float64)
+    sem = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    return {"mean": float(values.mean()), "sem": sem, "n": len(values), "unit": unit}

@@ -1,0 +1,138 @@
+"""A model as a NamedTuple of pure functions: one interface for every family.
+
+`keys` are one typed key an example (`vaejax.keys.of_examples`); the k-th sample of an example folds k into its key, so that
+what is drawn depends on nothing else.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from vaejax import distributions as dist
+from vaejax import networks
+from vaejax.config import ModelConfig
+from vaejax.keys import of_samples
+
+Params: TypeAlias = Any
+"""A pytree of arrays."""
+
+Latents: TypeAlias = Any
+"""A pytree of arrays: one array, or one a level."""
+
+
+class Inference(NamedTuple):
+    """What a model says of a batch of images."""
+
+    latents: Latents
+    """Draws from the posterior, each leaf `[k, b, ...]`."""
+    log_ratio: Float[Array, "k b"]
+    """log q(z|x) - log p(z) of those very draws, nats an image: for importance sampling and Metropolis steps."""
+    kl: tuple[Float[Array, " b"], ...]
+    """KL(q(z|x) || p(z)) in closed form, nats an image, one a level: for the ELBO."""
+    mean: Latents
+    """Posterior mean, each leaf `[b, ...]`."""
+    likelihood: dist.Likelihood
+    """p(x|z) of the draws, its parameters `[k, b, *spatial, c]`."""
+
+
+class Model(NamedTuple):
+    """Pure functions over `params`; images are `[b, *image_shape]` in [0, 1].
+
+    init(key) -> params
+    infer(params, images, keys, samples=1, condition=None, stop_posterior_gradient=False) -> Inference
+        `samples`: how many draws, or an array of the samples' numbers.
+    decode(params, latents, condition=None) -> Likelihood, for latents with any axes in front of the batch
+    prior(params, keys, temperature=1.0, condition=None) -> latents, one draw a key
+    """
+
+    init: Callable[[Key[Array, ""]], Params]
+    infer: Callable[..., Inference]
+    decode: Callable[..., dist.Likelihood]
+    prior: Callable[..., Latents]
+    image_shape: tuple[int, ...]
+    levels: int | None
+    """Grey levels that the likelihood is a distribution over (2 for Bernoulli); None for a density."""
+
+
+def build(config: ModelConfig, image_shape: tuple[int, int, int]) -> Model:
+    """A variational autoencoder (Kingma and Welling 2014; Rezende et al. 2014) for images of `image_shape` = (h, w, c).
+
+    The posterior is a diagonal Gaussian, the prior N(0, I). Parameters are `{"encoder": ..., "decoder": ...}`, with the
+    likelihood's `"log_scale"` beside them where all pixels share one a channel.
+    """
+    outputs = _outputs(config, image_shape[-1])
+    encoder = networks.encoder(config, 2 * config.latent_size)
+    decoder = networks.decoder(config, (*image_shape[:2], outputs))
+
+    def init(key: Key[Array, ""]) -> Params:
+        encoder_key, decoder_key = jax.random.split(key)
+        params = {
+            "encoder": networks.init(encoder, encoder_key, image_shape),
+            "decoder": networks.init(decoder, decoder_key, (config.latent_size,)),
+        }
+        if config.likelihood != "bernoulli" and config.scale == "shared":
+            params["log_scale"] = jnp.zeros(image_shape[-1])
+        return params
+
+    def posterior(params: Params, images: Float[Array, "b ..."]) -> dist.DiagonalGaussian:
+        mean, raw = jnp.split(networks.apply(encoder, params["encoder"], images), 2, axis=-1)
+        return dist.DiagonalGaussian(mean, dist.soft_bound(raw, *dist.LATENT_LOG_SCALE))
+
+    def decode(params: Params, latents: Float[Array, "*k b d"], condition: None = None) -> dist.Likelihood:
+        _refuse(condition)
+        raw = networks.apply(decoder, params["decoder"], latents.reshape(-1, config.latent_size))
+        return _likelihood(config, raw.reshape(*latents.shape[:-1], *raw.shape[1:]), params)
+
+    def infer(
+        params: Params,
+        images: Float[Array, "b ..."],
+        keys: Key[Array, " b"],
+        samples: int | Int[Array, " k"] = 1,
+        condition: None = None,
+        stop_posterior_gradient: bool = False,
+    ) -> Inference:
+        numbers = jnp.arange(samples) if isinstance(samples, int) else samples
+        q = posterior(params, images)
+        latents = q.sample(of_samples(keys, numbers))
+        density = jax.lax.stop_gradient(q) if stop_posterior_gradient else q
+        log_prior = dist.standard_normal(images.shape[0], config.latent_size).log_prob(latents)
+        return Inference(
+            latents=latents,
+            log_ratio=density.log_prob(latents) - log_prior,
+            kl=(dist.kl_to_standard_normal(q).sum(axis=-1),),
+            mean=q.mean,
+            likelihood=decode(params, latents, condition),
+        )
+
+    def prior(params: Params, keys: Key[Array, " n"], temperature: float = 1.0, condition: None = None) -> Latents:
+        _refuse(condition)
+        return dist.standard_normal(keys.shape[0], config.latent_size).sample(keys, temperature)
+
+    levels = {"bernoulli": 2, "gaussian": None, "discretized_logistic": config.levels}[config.likelihood]
+    return Model(init, infer, decode, prior, image_shape, levels)
+
+
+def _outputs(config: ModelConfig, channels: int) -> int:
+    """Numbers a pixel that the decoder gives."""
+    return 2 * channels if config.likelihood != "bernoulli" and config.scale == "pixel" else channels
+
+
+def _likelihood(config: ModelConfig, raw: Float[Array, "*n"], params: Params) -> dist.Likelihood:
+    """The decoder's raw numbers as a distribution over images."""
+    if config.likelihood == "bernoulli":
+        return dist.Bernoulli(raw)
+    if config.scale == "shared":
+        location, scale = raw, jnp.broadcast_to(params["log_scale"], raw.shape)
+    else:
+        location, scale = jnp.split(raw, 2, axis=-1)
+    if config.likelihood == "gaussian":
+        return dist.Gaussian(location, scale)
+    return dist.DiscretizedLogistic(location, scale, config.levels)
+
+
+def _refuse(condition: Any) -> None:
+    if condition is not None:
+        raise ValueError(f"condition={condition!r}: this model is unconditional; leave it out.")

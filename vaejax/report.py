@@ -1,0 +1,198 @@
+"""Pictures, tables and one self-contained HTML page a run; the only room that draws."""
+
+import base64
+import datetime
+import importlib.metadata
+import io
+import json
+import platform
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jinja2
+import matplotlib
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from PIL import Image
+from sklearn.decomposition import PCA
+
+from vaejax import config as configuration
+from vaejax import experiment, journal, keys, runs
+from vaejax.applications import generation, reconstruction
+from vaejax.datasets import Split
+from vaejax.runs import Run
+
+PICTURE_SIDE = 64
+"""Pixels that a side of a small image is enlarged to, at least, in a grid."""
+
+MAP_POINTS = 2_000
+"""Images shown in the map of the latent space, at most."""
+
+_PACKAGES = ("vaejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "dm-pix", "numpy")
+
+
+def write(run: Run, best: bool = False) -> epath.Path:
+    """Draws a run's report and returns the path of `report/index.html`.
+
+    Raises:
+        CheckpointError: there is nothing to report on.
+    """
+    trained = experiment.restore(run, best)
+    evaluation_file = run.directory / "evaluation.json"
+    values = {
+        "title": f"vaejax: {run.directory.name}",
+        "step": trained.step,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
+        "data": runs.read_json(run.directory / "data.json"),
+        "evaluation": runs.read_json(evaluation_file) if evaluation_file.exists() else None,
+        "pictures": _pictures(run, trained.params),
+        "config": _public_config(run),
+        "versions": _versions(),
+        "date": datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    environment = jinja2.Environment(autoescape=True, loader=jinja2.PackageLoader("vaejax", "templates"))
+    page = run.directory / "report" / "index.html"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text(environment.get_template("report.html").render(values))
+    return page
+
+
+def grid(images: Float[np.ndarray, "r c h w ch"]) -> Image.Image:
+    """Rows and columns of images in [0, 1], with 1 to 4 channels, on white; small images are enlarged without blurring."""
+    rows, columns, height, width, channels = images.shape
+    scale = max(PICTURE_SIDE // max(height, width), 1)
+    tiles = np.uint8(np.round(np.clip(images, 0.0, 1.0) * 255.0)).repeat(scale, axis=2).repeat(scale, axis=3)
+    gap = 2
+    canvas = np.full((rows * (height * scale + gap) + gap, columns * (width * scale + gap) + gap, channels), 255, np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            y, x = gap + row * (height * scale + gap), gap + column * (width * scale + gap)
+            canvas[y : y + height * scale, x : x + width * scale] = tiles[row, column]
+    return Image.fromarray(canvas[..., 0] if channels == 1 else canvas, {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels])
+
+
+def save(directory: epath.Path, name: str, images: Float[np.ndarray, "r c h w ch"], arrays: dict[str, np.ndarray]) -> None:
+    """Writes a grid of images as NAME.png, and arrays as NAME.npz."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{name}.png").write_bytes(_png(grid(images)))
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    (directory / f"{name}.npz").write_bytes(buffer.getvalue())
+
+
+def pairs(above: Float[np.ndarray, "n h w c"], below: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "r c h w ch"]:
+    """Up to ten columns of pairs, the first array's images above the second's; what does not fill a row is left out."""
+    columns = min(10, len(above))
+    starts = range(0, len(above) // columns * columns, columns)
+    return np.stack([part[start : start + columns] for start in starts for part in (above, below)])
+
+
+def _pictures(run: Run, params: Any) -> list[dict[str, str]]:
+    """Title, caption and data URL of every picture of the page, in reading order."""
+    test = next(experiment.evaluation_batches(run, "test", min(run.data.splits["test"].n, 20)))
+    images = np.asarray(test["image"])
+    model = run.model
+    reconstructed = np.asarray(reconstruction.reconstruct(model, params, jnp.asarray(images)))
+    samples = np.asarray(generation.sample(model, params, keys.stream(jax.random.key(0), "samples"), 50))
+    half = min(len(images) // 2, 5)
+    first, second = jnp.asarray(images[:half]), jnp.asarray(images[half : 2 * half])
+    lines = np.asarray(reconstruction.interpolate(model, params, first, second, 10))
+    augmented, originals = _augmented(run)
+    drawn: list[tuple[str, str, Image.Image | Figure]] = [
+        ("Training", "Negative ELBO and its two terms, nats per image.", _curves(run)),
+        (
+            "Reconstructions",
+            "Test images, each above its reconstruction from the posterior mean.",
+            grid(pairs(images, reconstructed)),
+        ),
+        ("Samples", "Expected images of draws from the prior.", grid(samples.reshape(5, 10, *model.image_shape))),
+        ("Interpolation", "Straight lines between the posterior means of two test images (left and right).", grid(lines)),
+        ("Latent space", "Posterior means of test images: the two directions of largest variance.", _latent_map(run, params)),
+        (
+            "What the network sees",
+            "Training images as stored, each above its form in the first batch.",
+            grid(pairs(originals, augmented)),
+        ),
+    ]
+    return [{"title": title, "caption": caption, "url": _url(image)} for title, caption, image in drawn]
+
+
+def _augmented(run: Run) -> tuple[Float[np.ndarray, "n h w c"], Float[np.ndarray, "n h w c"]]:
+    """The first images of the first training batch, as the network sees them and as stored."""
+    batch = next(experiment.training_batches(run, 0))
+    rows = slice(0, min(20, len(batch["index"])))
+    split: Split = run.data.splits["train"]
+    stored = split.read(np.asarray(batch["index"])[rows])["image"]
+    return np.asarray(batch["image"])[rows], np.asarray(stored, np.float32) / run.data.white
+
+
+def _curves(run: Run) -> Figure:
+    rows = journal.read(run.directory)
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 3), ("loss", "distortion", "rate"), strict=True):
+        for split, colour in (("train", "tab:gray"), ("val", "tab:blue")):
+            points = [(row["step"], row[name]) for row in rows if row["split"] == split]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, label=split, linewidth=1.2)
+        later = [row[name] for row in rows if row["step"] > 0.05 * rows[-1]["step"]]
+        if later:  # the first steps would flatten all the rest
+            low, high = min(later), max(later)
+            axes.set_ylim(low - 0.05 * (high - low) - 1e-9, high + 0.05 * (high - low) + 1e-9)
+        axes.set(title=name, xlabel="step", ylabel="nats per image")
+        axes.legend()
+    return figure
+
+
+def _latent_map(run: Run, params: Any) -> Figure:
+    split = run.data.splits["test"]
+    means, labels = [], []
+    encode = jax.jit(lambda images: reconstruction.encode(run.model, params, images))
+    for batch in experiment.evaluation_batches(run, "test", min(250, split.n)):
+        means.append(np.asarray(encode(batch["image"]))[batch["mask"]])
+        labels.append(np.asarray(batch["label"])[batch["mask"]] if "label" in batch else np.zeros(batch["mask"].sum(), int))
+        if sum(map(len, means)) >= MAP_POINTS:
+            break
+    points, names = np.concatenate(means), run.data.label_names
+    label = np.concatenate(labels)
+    if points.shape[1] > 2:
+        points = PCA(2, random_state=0).fit_transform(points)
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for number in np.unique(label):
+        chosen = points[label == number]
+        name = names[number] if names else None
+        axes.scatter(chosen[:, 0], chosen[:, -1], s=6, color=matplotlib.colormaps["tab20"](int(number) % 20), label=name)
+    if names:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3, title="label")
+    axes.set(xlabel="first direction", ylabel="second direction")
+    return figure
+
+
+def _public_config(run: Run) -> str:
+    """The configuration without the paths, which can carry names; `config.json` has them."""
+    values = configuration.to_dict(run.config)
+    for name in ("path", "cache"):
+        if values["data"][name] is not None:
+            values["data"][name] = "(in config.json)"
+    return json.dumps(values, indent=2)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return versions | {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+
+
+def _url(picture: Image.Image | Figure) -> str:
+    return "data:image/png;base64," + base64.b64encode(_png(picture)).decode()
+
+
+def _png(picture: Image.Image | Figure) -> bytes:
+    buffer = io.BytesIO()
+    if isinstance(picture, Figure):
+        picture.savefig(buffer, format="png", dpi=110)
+    else:
+        picture.save(buffer, "PNG")
+    return buffer.getvalue()

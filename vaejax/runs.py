@@ -1,0 +1,147 @@
+"""A run directory holds all there is to know about a run, and every verb about a run takes it first.
+
+config.json        the resolved configuration; it runs again from there
+data.json          fingerprint and shape of the images that the run is about; ids and counts only
+checkpoints/STEP/  see `vaejax.checkpoints`
+metrics.jsonl      one line every `training.log_every` steps and one an epoch
+tensorboard/       the same as TensorBoard events
+evaluation.json    see `vaejax.evaluation`
+report/index.html  see `vaejax.report`
+private/           what may carry names, such as paths of unreadable files; mode 0700
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from vaejax import config as configuration
+from vaejax import datasets, models
+from vaejax.config import Config
+from vaejax.datasets import DataSet
+from vaejax.errors import DataError, TrainingError
+
+_EXTENDABLE = "training.steps"
+
+
+class Run(NamedTuple):
+    """An open run directory: what was asked, the images it is about, and the model for them."""
+
+    directory: epath.Path
+    config: Config
+    data: DataSet
+    model: models.Model
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """Where the steps are kept."""
+        return self.directory / "checkpoints"
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what makes this run itself: the configuration without the number of steps, and the images."""
+        values = configuration.to_dict(self.config)
+        del values["training"]["steps"]
+        text = json.dumps([values, self.data.fingerprint], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def create(directory: str, config: Config) -> Run:
+    """Opens a run directory for training: a new one, or one of the same configuration to go on with.
+
+    Raises:
+        TrainingError: where the directory holds a run of another configuration, naming the fields; more `training.steps`
+            is the one difference allowed.
+        DataError: where the images cannot be used, or are no longer those that the run began with.
+    """
+    path = epath.Path(directory)
+    file = path / "config.json"
+    if file.exists():
+        _require_same(configuration.load(file), config, directory)
+    run = _open(path, config)
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "data.json", _describe(run.data))
+    write_json(file, configuration.to_dict(config))
+    if run.data.skipped:
+        _write_private(path, run.data)
+    return run
+
+
+def load(directory: str) -> Run:
+    """Opens the directory of a run that was trained, at least in part.
+
+    Raises:
+        TrainingError: where there is no run.
+        DataError: where its images are gone or have changed.
+    """
+    path = epath.Path(directory)
+    if not (path / "config.json").exists():
+        raise TrainingError(f"{directory}: no run here (no config.json). Expected the --workdir of a training.")
+    return _open(path, configuration.load(path / "config.json"))
+
+
+def read_json(path: epath.Path) -> Any:
+    """The value in a JSON file."""
+    return json.loads(path.read_text())
+
+
+def _open(path: epath.Path, config: Config) -> Run:
+    cache = epath.Path(config.data.cache) if config.data.cache else path.parent / "data"
+    data = datasets.load(config.data, cache)
+    file = path / "data.json"
+    if file.exists() and read_json(file)["fingerprint"] != data.fingerprint:
+        raise DataError(
+            f"data.path={config.data.path!r}: the images are not those that {path} began with (another fingerprint). "
+            "Restore them, or train into another --workdir."
+        )
+    if data.white != 255.0 and config.model.likelihood == "discretized_logistic" and config.model.levels > data.white + 1:
+        raise DataError(
+            f"model.levels={config.model.levels}: the images have {data.white + 1:g} levels; expected at most those."
+        )
+    return Run(path, config, data, models.build(config.model, data.image_shape))
+
+
+def _require_same(old: Config, new: Config, directory: str) -> None:
+    changed = configuration.differences(old, new)
+    refused = [line for line in changed if not line.startswith(_EXTENDABLE + ":")]
+    if refused:
+        raise TrainingError(
+            f"{directory}: holds a run of another configuration:\n  "
+            + "\n  ".join(refused)
+            + f"\nOnly more {_EXTENDABLE} extends a run. Use another --workdir, or the run's own config.json."
+        )
+    if new.training.steps < old.training.steps:
+        raise TrainingError(
+            f"{directory}: training.steps={new.training.steps} is fewer than the run's {old.training.steps}. "
+            "A run can be extended, not shortened: use another --workdir."
+        )
+
+
+def _describe(data: DataSet) -> dict[str, Any]:
+    return {
+        "fingerprint": data.fingerprint,
+        "image_shape": list(data.image_shape),
+        "white": data.white,
+        "splits": {name: split.n for name, split in data.splits.items()},
+        "label_names": list(data.label_names) if data.label_names else None,
+        "skipped": len(data.skipped),
+    }
+
+
+def _write_private(path: epath.Path, data: DataSet) -> None:
+    """Lists the files left out: their paths can carry names, so only their owner may read the list."""
+    folder = path / "private"
+    folder.mkdir(exist_ok=True)
+    Path(folder).chmod(0o700)
+    file = folder / "skipped.json"
+    write_json(file, [{"path": name, "reason": reason} for name, reason in data.skipped])
+    Path(file).chmod(0o600)
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Writes beside and renames, so that no reader sees half a file."""
+    temporary = path.parent / f"{path.name}.tmp"
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.rename(path)

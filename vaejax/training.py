@@ -1,0 +1,157 @@
+"""Training: the state, and pure jitted steps over a `"data"` mesh that take any batch of the contract.
+
+All randomness of a step follows from (key, step, index), so that a run that was stopped and resumed has the bits of one that
+was not.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from vaejax.batches import Batch
+from vaejax.errors import TrainingError
+from vaejax.keys import of_examples
+from vaejax.models import Model, Params
+from vaejax.objectives import Objective, elbo_terms
+
+
+class TrainState(NamedTuple):
+    """All that a step changes; donated to the next one."""
+
+    step: Int[Array, ""]
+    """Steps done."""
+    params: Params
+    ema: Params
+    """Exponential moving average of `params`: the weights that are evaluated."""
+    objective: PyTree
+    """The objective's own state, optimisers included."""
+
+
+class Report(NamedTuple):
+    """What a step tells."""
+
+    loss: Float[Array, ""]
+    """What the step minimised, nats an image."""
+    terms: dict[str, Float[Array, " b"]]
+    """Per example, nats an image."""
+    gradient_norm: Float[Array, ""]
+
+
+TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Report]]
+EvalStep = Callable[[Params, Batch, Key[Array, ""]], dict[str, Float[Array, " b"]]]
+
+
+@functools.cache
+def mesh() -> Mesh:
+    """All devices along one axis, `"data"`."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def init(model: Model, objective: Objective, key: Key[Array, ""]) -> TrainState:
+    """The state before the first step, on every device of the mesh."""
+
+    def build(key: Key[Array, ""]) -> TrainState:
+        params = model.init(key)
+        return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), objective.init(params))
+
+    return jax.jit(build, out_shardings=_replicated())(key)
+
+
+def abstract(model: Model, objective: Objective) -> TrainState:
+    """Shapes, types and shardings of a state, to restore one into."""
+    shapes = jax.eval_shape(lambda key: init(model, objective, key), jax.random.key(0))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_replicated()), shapes)
+
+
+def train_step(objective: Objective, ema_decay: float) -> TrainStep:
+    """A jitted function (state, batch, key) -> (state, report); the given state's buffers are reused.
+
+    The decay of the average grows from 0.1 to `ema_decay` over the first steps, so that the initial weights are soon forgotten.
+    """
+
+    def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Report]:
+        key = jax.random.fold_in(key, state.step)
+        update = objective.update(state.params, state.objective, batch, key, state.step)
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, update.params)
+        report = Report(update.loss, update.terms, update.gradient_norm)
+        return TrainState(state.step + 1, update.params, ema, update.state), report
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def eval_step(model: Model) -> EvalStep:
+    """A jitted function (params, batch, key) -> per-example terms of the ELBO, nats; draws depend on (key, index) alone."""
+
+    def step(params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
+        return elbo_terms(model.infer(params, batch["image"], of_examples(key, batch["index"])), batch["image"])
+
+    return jax.jit(step)
+
+
+def place(batch: Batch) -> Batch:
+    """Puts a batch on the devices, its rows divided among them.
+
+    Raises:
+        TrainingError: where they do not divide, with the nearest sizes that do.
+    """
+    rows, devices = len(batch["index"]), jax.device_count()
+    if rows % devices:
+        below = rows // devices * devices
+        sizes = " or ".join(str(size) for size in (below, below + devices) if size)
+        raise TrainingError(f"data.batch_size={rows}: expected a multiple of the {devices} devices; choose {sizes}.")
+    return jax.device_put(dict(batch), NamedSharding(mesh(), PartitionSpec("data")))
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(field: str, rows: int) -> Iterator[None]:
+    """Turns the device's "out of memory" into the batch size to try.
+
+    Raises:
+        TrainingError: naming `field` and a value of half of `rows`, a multiple of the devices.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+            raise
+        smaller = max(rows // 2 // jax.device_count(), 1) * jax.device_count()
+        raise TrainingError(f"{field}={rows}: does not fit in the device's memory. Try {field}={smaller}.") from error
+
+
+def check_finite(report: Report, index: Int[np.ndarray, " b"], step: int) -> dict[str, float]:
+    """A step's loss, the means of its terms, and the norm of its gradient.
+
+    Raises:
+        TrainingError: where a term is not finite, naming the term, the step and the images.
+    """
+    for name, values in report.terms.items():
+        bad = index[~np.isfinite(np.asarray(values))]
+        if len(bad):
+            named = ", ".join(str(i) for i in bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
+            raise TrainingError(_not_finite(name, step, f"for training images {named} (by index)"))
+    scalars = {"loss": float(report.loss), "gradient_norm": float(report.gradient_norm)}
+    for name, value in scalars.items():
+        if not math.isfinite(value):
+            named = ", ".join(str(i) for i in index[:10])
+            raise TrainingError(_not_finite(name, step, f"in the batch of training images {named}, ... (by index)"))
+    return {name: float(np.mean(values)) for name, values in report.terms.items()} | scalars
+
+
+def _not_finite(term: str, step: int, where: str) -> str:
+    return (
+        f"step {step}: {term} is not finite {where}. Nothing of this step was saved. Look at those images; "
+        "lower optimizer.learning_rate or optimizer.clip_norm, or lengthen optimizer.warmup_steps, in another --workdir."
+    )
+
+
+def _replicated() -> NamedSharding:
+    return NamedSharding(mesh(), PartitionSpec())
