@@ -357,6 +357,16 @@ def test_an_exception_of_the_block_keeps_its_place(tmp_path: Path, monkeypatch: 
     assert "could not be written: division by zero" in caught.value.__notes__[0]
 
 
+def test_a_donated_state_is_refused_before_orbax_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from orbax.checkpoint import v1 as ocp
+
+    monkeypatch.setattr(ocp, "save_async", lambda *_, **__: pytest.fail("Orbax would keep the process from ending"))
+    donated = jnp.ones(3)
+    jax.jit(lambda x: x + 1, donate_argnums=0)(donated)
+    with checkpoints.Writer(tmp_path, RUN) as writer, pytest.raises(CheckpointError, match="deleted or donated"):
+        writer.save(1, {"w": donated}, {})
+
+
 @pytest.mark.filterwarnings("ignore:coroutine '_create_paths'")  # Orbax leaves it behind
 def test_what_orbax_refuses_at_once_is_raised_at_once(tmp_path: Path) -> None:
     with checkpoints.Writer(tmp_path, RUN) as writer, pytest.raises(CheckpointError, match="zero size"):
@@ -410,7 +420,9 @@ def kill_while_saving(directory: Path, delay: float) -> tuple[int, checkpoints.R
         AssertionError: what is restored is not bit-identical to what was saved, or older than called complete.
     """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
-    with subprocess.Popen([sys.executable, __file__, directory], stdout=subprocess.PIPE, text=True, env=environment) as victim:
+    with subprocess.Popen(
+        [sys.executable, __file__, str(directory)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as victim:
         first = victim.stdout.readline()
         time.sleep(delay)
         victim.send_signal(signal.SIGKILL)

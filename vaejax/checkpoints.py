@@ -142,7 +142,7 @@ class Writer:
 
         Args:
             step: the number of the step, not negative.
-            state: a pytree of arrays, none of them of size 0.
+            state: a pytree of arrays, none of them donated or of size 0.
             metrics: what is known of this step; the one of lowest finite "loss" is the best.
 
         Raises:
@@ -157,6 +157,7 @@ class Writer:
         manifest = Manifest(FORMAT, step, self.fingerprint, numbers, _tree(state), files={})
         folder = self.directory / f"{step}.saving"
         try:
+            jax.block_until_ready(state)  # a donated array raises here; in Orbax, it keeps the process from ending
             written = ocp.save_async(folder, state, checkpointable_name=_STATE)
         except _ORBAX_ERRORS as error:
             raise self._failure(error) from error
@@ -188,7 +189,7 @@ class Writer:
 
     def _failure(self, error: BaseException) -> CheckpointError:
         return CheckpointError(
-            f"{self.directory}: a checkpoint could not be written: {error}. Check free space and permissions; "
+            f"{self.directory}: a checkpoint could not be written: {error}. Check free space, permissions and the state; "
             "the same command then goes on from the newest whole checkpoint."
         )
 

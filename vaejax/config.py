@@ -138,7 +138,7 @@ class OptimizerConfig:
 class TrainingConfig:
     """How long, and what is kept."""
 
-    steps: int = _field(3_000, "training steps in all; a finished run is extended by a larger value", low=1, high=1_000_000_000)
+    steps: int = _field(1_500, "training steps in all; a finished run is extended by a larger value", low=1, high=1_000_000_000)
     checkpoint_every: int = _field(500, "steps between checkpoints", low=1, high=1_000_000_000)
     log_every: int = _field(50, "steps between lines of metrics.jsonl", low=1, high=1_000_000_000)
     ema_decay: float = _field(
@@ -238,13 +238,13 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Reads a configuration and applies `--config.section.field=value` overrides.
 
     Args:
-        path: a `.py` file with `get_config()`, a `.json` file such as a run's `config.json`, or None for the defaults.
+        path: a `.py` file with `get_config()`, a `.json` file such as a run's `config.json`, or None for the quickstart.
         overrides: `--config.data.batch_size=64`, or the same in two words; values are Python literals or plain strings.
 
     Raises:
         ConfigError: for a file that cannot be used, or a field that cannot have its value.
     """
-    values = default_config().to_dict() if path is None else _read_file(Path(path))
+    values = _read_file(_quickstart() if path is None else Path(path))
     for name, value in _split_overrides(overrides):
         section = values
         *parents, last = name.split(".")
@@ -306,7 +306,7 @@ def _build(kind: type, values: typing.Mapping[str, Any], prefix: str) -> Any:
     arguments = {}
     for name, value in values.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
+            near = difflib.get_close_matches(str(name), fields, n=1)
             hint = f" Did you mean {prefix}{near[0]}?" if near else f" Known here: {', '.join(fields)}."
             raise ConfigError(f"{prefix}{name}: no such field.{hint}")
         field, default = fields[name], fields[name].default
@@ -347,7 +347,7 @@ def _within(field: dataclasses.Field, value: Any) -> bool:
     if isinstance(value, (str, bool)):
         return True
     return (
-        math.isfinite(value)
+        -math.inf < value < math.inf  # false for nan, and no overflow of a huge int
         and (limits["low"] is None or value >= limits["low"])
         and (limits["high"] is None or value <= limits["high"])
         and (limits["above"] is None or value > limits["above"])
@@ -360,6 +360,13 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat.update(_flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
     return flat
+
+
+def _quickstart() -> Path:
+    """The shipped `configs/quickstart.py`: inside of an installed package, beside the package in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "configs" / "quickstart.py"
+    return installed if installed.exists() else package.parent / "configs" / "quickstart.py"
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -404,10 +411,10 @@ def _split_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def _literal(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None, "null": None, "nan": math.nan, "inf": math.inf}
-    if text.lower().lstrip("+-") in words:
-        return words[text.lower().lstrip("+-")]
+    words = {"true": True, "false": False, "none": None, "null": None, "nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+    if text.lower() in words:
+        return words[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as literal_eval's documentation lists
         return text

@@ -92,8 +92,9 @@ def pairs(above: Float[np.ndarray, "n h w c"], below: Float[np.ndarray, "n h w c
 
 def _pictures(run: Run, params: Any) -> list[dict[str, str]]:
     """Title, caption and data URL of every picture of the page, in reading order."""
-    test = next(experiment.evaluation_batches(run, "test", min(run.data.splits["test"].n, 20)))
-    images = np.asarray(test["image"])
+    size = run.data.splits["test"].n
+    chosen = np.linspace(0, size - 1, min(size, 20)).astype(int)  # evenly spaced: splits may be sorted by label
+    images = np.asarray(experiment.rows(run, "test", chosen)["image"])
     model = run.model
     reconstructed = np.asarray(reconstruction.reconstruct(model, params, jnp.asarray(images)))
     samples = np.asarray(generation.sample(model, params, keys.stream(jax.random.key(0), "samples"), 50))

@@ -96,7 +96,7 @@ def _open(path: epath.Path, config: Config) -> Run:
             f"data.path={config.data.path!r}: the images are not those that {path} began with (another fingerprint). "
             "Restore them, or train into another --workdir."
         )
-    if data.white != 255.0 and config.model.likelihood == "discretized_logistic" and config.model.levels > data.white + 1:
+    if data.white != 1.0 and config.model.likelihood == "discretized_logistic" and config.model.levels > data.white + 1:
         raise DataError(
             f"model.levels={config.model.levels}: the images have {data.white + 1:g} levels; expected at most those."
         )
@@ -144,4 +144,4 @@ def write_json(path: epath.Path, value: Any) -> None:
     """Writes beside and renames, so that no reader sees half a file."""
     temporary = path.parent / f"{path.name}.tmp"
     temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.rename(path)
+    temporary.replace(path)

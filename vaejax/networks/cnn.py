@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vaejax.networks.activations import ACTIVATIONS
-from vaejax.networks.convolutions import Convolution, Upsampling
+from vaejax.networks.convolutions import Convolution, Subpixel, Upsampling
 
 
 class CNNEncoder(nn.Module):
@@ -31,7 +31,7 @@ class CNNEncoder(nn.Module):
 
 
 class CNNDecoder(nn.Module):
-    """Hidden layers -> a small image -> doubled once a width, mirroring the encoder -> `image_shape`."""
+    """Hidden layers -> a small image of the encoder's last size -> doubled once a width -> `image_shape`."""
 
     features: tuple[int, ...]
     hidden: tuple[int, ...]
@@ -51,7 +51,6 @@ class CNNDecoder(nn.Module):
         for hidden in reversed(self.hidden):
             x = activation(nn.Dense(hidden, dtype=self.dtype)(x))
         x = activation(nn.Dense(height * width * deepest, dtype=self.dtype)(x)).reshape(-1, height, width, deepest)
-        widths = (self.features[0], *self.features[:-1])
-        for size, width in zip(reversed(sizes[:-1]), reversed(widths), strict=True):
+        for size, width in zip(sizes[-2:0:-1], self.features[-2::-1], strict=True):
             x = activation(Upsampling(width, size, dtype=self.dtype)(x))
-        return Convolution(self.image_shape[-1], dtype=self.dtype)(x).astype(jnp.float32)
+        return Subpixel(self.image_shape[-1], self.image_shape[:2], dtype=self.dtype)(x).astype(jnp.float32)

@@ -1,4 +1,7 @@
-"""Convolutions whose gradients are fast where XLA's own choice is slow."""
+"""Convolutions, with same padding, whose gradients are fast where XLA's own choice is slow on a CPU.
+
+On other platforms each is XLA's own. `docs/performance.md` has the measurements.
+"""
 
 import functools
 
@@ -7,12 +10,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+FEW_CHANNELS = 16
+"""Outputs up to which a convolution on a CPU is one matrix product and shifted sums."""
+
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_KERNEL = nn.initializers.lecun_normal()
+_SIDE = 3
 
 
 class Convolution(nn.Module):
-    """3x3 convolution, same padding: `[b, h, w, c] -> [b, ceil(h / stride), ceil(w / stride), features]`."""
+    """3x3 convolution: `[b, h, w, c] -> [b, ceil(h / stride), ceil(w / stride), features]`."""
 
     features: int
     stride: int = 1
@@ -21,10 +27,8 @@ class Convolution(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 features"]:
         """Applies the layer."""
-        kernel = self.param("kernel", _KERNEL, (3, 3, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
-        return _add_bias(convolve(x, kernel, self.stride), bias)
+        x, kernel, bias = _parameters(self, x, (_SIDE, _SIDE, x.shape[-1], self.features), self.features)
+        return convolve(x, kernel, self.stride) + bias
 
 
 class Upsampling(nn.Module):
@@ -37,43 +41,126 @@ class Upsampling(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W features"]:
         """Applies the layer."""
-        kernel = self.param("kernel", _KERNEL, (3, 3, self.features, x.shape[-1]))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
-        return _add_bias(convolve_transposed(x, kernel, self.size), bias)
+        x, kernel, bias = _parameters(self, x, (_SIDE, _SIDE, self.features, x.shape[-1]), self.features)
+        return convolve_transposed(x, kernel, self.size) + bias
 
 
-def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"], stride: int = 1) -> Float[Array, "b h2 w2 d"]:
+class Subpixel(nn.Module):
+    """Twice the size, for few channels: a 3x3 convolution gives the 2x2 pixels in the place of each (Shi et al. 2016).
+
+    `[b, ceil(H / 2), ceil(W / 2), c] -> [b, H, W, features]`.
+    """
+
+    features: int
+    size: tuple[int, int]
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W features"]:
+        """Applies the layer."""
+        b, h, w, _ = x.shape
+        y = Convolution(4 * self.features, dtype=self.dtype)(x)
+        y = y.reshape(b, h, w, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features)
+        return y[:, : self.size[0], : self.size[1]]
+
+
+def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], stride: int = 1) -> Float[Array, "b h2 w2 d"]:
     """Cross-correlation with same padding."""
+    if stride == 1 and kernel.shape[-1] <= FEW_CHANNELS:
+        return jax.lax.platform_dependent(x, kernel, cpu=_convolve_to_few, default=_convolve_natively)
+    return _convolve(x, kernel, stride)
+
+
+def _convolve_natively(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=_DIMENSIONS)
+
+
+def _convolve_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One matrix product gives all nine taps of a pixel; each is then added where it belongs."""
+    (b, h, w, c), d = x.shape, kernel.shape[-1]
+    taps = (x.reshape(-1, c) @ kernel.transpose(2, 0, 1, 3).reshape(c, -1)).reshape(b, h, w, _SIDE, _SIDE, d)
+    taps = jnp.pad(taps, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)))
+    return sum(taps[:, i : i + h, j : j + w, i, j] for i in range(_SIDE) for j in range(_SIDE))
+
+
+_convolve = jax.custom_vjp(_convolve_natively, nondiff_argnums=(2,))
+
+
+def _convolve_forward(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve_natively(x, kernel, stride), (x, kernel)
+
+
+def _convolve_backward(stride: int, saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    (x_gradient,) = jax.linear_transpose(lambda x: _convolve_natively(x, kernel, stride), x)(g)
+    return x_gradient, _kernel_gradient(x, g, stride)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve_transposed(
-    x: Float[Array, "b h w d"], kernel: Float[Array, "i j c d"], size: tuple[int, int]
+    x: Float[Array, "b h w d"], kernel: Float[Array, "3 3 c d"], size: tuple[int, int]
 ) -> Float[Array, "b H W c"]:
     """The transpose, in its first argument, of `convolve(y, kernel, stride=2)` for `y` of `size` (H, W).
 
-    XLA lowers the weight gradient of a transposed convolution to one with a dilated input, many times slower on a CPU than
+    XLA lowers the kernel gradient of a transposed convolution to one with a dilated input, many times slower on a CPU than
     the strided convolution's own. As <g, T(x, k)> = <convolve(g, k), x>, that one serves: with g as input and x as cotangent.
     """
     image = jax.ShapeDtypeStruct((x.shape[0], *size, kernel.shape[2]), x.dtype)
-    (y,) = jax.linear_transpose(lambda y: convolve(y, kernel, 2), image)(x)
+    (y,) = jax.linear_transpose(lambda y: _convolve_natively(y, kernel, 2), image)(x)
     return y
 
 
-def _forward(x: jax.Array, kernel: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _transposed_forward(
+    x: jax.Array, kernel: jax.Array, size: tuple[int, int]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return convolve_transposed(x, kernel, size), (x, kernel)
 
 
-def _backward(size: tuple[int, int], saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _transposed_backward(
+    size: tuple[int, int], saved: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    x_gradient, weight_gradient = jax.vjp(lambda kernel: convolve(g, kernel, 2), kernel)
-    return x_gradient, weight_gradient(x)[0]
+    return _convolve_natively(g, kernel, 2), _kernel_gradient(g, x, 2)
 
 
-convolve_transposed.defvjp(_forward, _backward)
+convolve_transposed.defvjp(_transposed_forward, _transposed_backward)
 
 
-def _add_bias(x: Float[Array, "b h w c"], bias: Float[Array, " c"]) -> Float[Array, "b h w c"]:
-    return x + bias[jnp.newaxis, jnp.newaxis, jnp.newaxis]
+def _kernel_gradient(x: Float[Array, "b h w c"], g: Float[Array, "b h2 w2 d"], stride: int) -> Float[Array, "3 3 c d"]:
+    """Gradient of `<g, convolve(x, kernel, stride)>` by the kernel; on a CPU one matrix product a tap."""
+    return jax.lax.platform_dependent(
+        x,
+        g,
+        cpu=functools.partial(_kernel_gradient_by_taps, stride=stride),
+        default=functools.partial(_kernel_gradient_natively, stride=stride),
+    )
+
+
+def _kernel_gradient_natively(x: jax.Array, g: jax.Array, stride: int) -> jax.Array:
+    kernel = jax.ShapeDtypeStruct((_SIDE, _SIDE, x.shape[-1], g.shape[-1]), x.dtype)
+    (gradient,) = jax.linear_transpose(lambda kernel: _convolve_natively(x, kernel, stride), kernel)(g)
+    return gradient
+
+
+def _kernel_gradient_by_taps(x: jax.Array, g: jax.Array, stride: int) -> jax.Array:
+    size, out = x.shape[1:3], g.shape[1:3]
+    padding = [max((o - 1) * stride + _SIDE - s, 0) for s, o in zip(size, out, strict=True)]
+    x = jnp.pad(x, ((0, 0), *((total // 2, total - total // 2) for total in padding), (0, 0)))
+
+    def tap(i: int, j: int) -> jax.Array:
+        rows, columns = (slice(start, start + (o - 1) * stride + 1, stride) for start, o in zip((i, j), out, strict=True))
+        return x[:, rows, columns].reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])
+
+    return jnp.stack([jnp.stack([tap(i, j) for j in range(_SIDE)]) for i in range(_SIDE)])
+
+
+def _parameters(
+    layer: nn.Module, x: jax.Array, kernel_shape: tuple[int, ...], features: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A layer's input, kernel and bias in the precision that it computes with."""
+    kernel = layer.param("kernel", nn.initializers.lecun_normal(), kernel_shape)
+    bias = layer.param("bias", nn.initializers.zeros, (features,)).reshape(1, 1, 1, features)
+    return x.astype(layer.dtype), kernel.astype(layer.dtype), bias.astype(layer.dtype)

@@ -1,0 +1,29 @@
+"""Binarised MNIST with one stochastic layer: the network and the setting of the published likelihoods.
+
+    python train.py --config=configs/mnist_mlp.py --workdir=runs/mnist_mlp
+    vaejax evaluate runs/mnist_mlp --samples=5000
+
+TFDS downloads the images; where the IDX files are at hand, add --config.data.name=idx --config.data.path=FOLDER.
+"""
+
+from ml_collections import ConfigDict
+
+from vaejax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """Two dense hidden layers each way, a new binarisation in every step."""
+    config = default_config()
+    config.data.name = "tfds:mnist"
+    config.data.binarization = "dynamic"
+    config.data.validation_fraction = 1 / 60
+    config.model.network = "mlp"
+    config.model.latent_size = 40
+    config.model.hidden = (512, 512)
+    config.model.likelihood = "bernoulli"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 1_000
+    config.training.steps = 40_000
+    config.training.checkpoint_every = 5_000
+    config.training.log_every = 500
+    return config

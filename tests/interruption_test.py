@@ -1,0 +1,81 @@
+"""SIGTERM asks, and work stops at the next safe point."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from vaejax.errors import Terminated
+from vaejax.interruption import Interruption, on_sigterm
+
+
+@pytest.fixture
+def outer():
+    """A handler that stands outside of the block, and the signals it got."""
+    got: list[int] = []
+
+    def handler(number: int, _) -> None:
+        got.append(number)
+
+    previous = signal.signal(signal.SIGTERM, handler)
+    yield handler, got
+    signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_signal_only_asks(outer):
+    with on_sigterm() as interruption:
+        assert not interruption.requested
+        _terminate()
+        assert interruption.requested
+        _terminate()  # twice is the same
+        assert interruption.requested
+    assert outer[1] == []
+
+
+def test_the_handler_before_is_there_again_afterwards(outer):
+    with on_sigterm():
+        assert signal.getsignal(signal.SIGTERM) is not outer[0]
+    assert signal.getsignal(signal.SIGTERM) is outer[0]
+    with pytest.raises(ZeroDivisionError), on_sigterm():
+        _ = 1 / 0
+    assert signal.getsignal(signal.SIGTERM) is outer[0]
+    _terminate()
+    assert outer[1] == [signal.SIGTERM]
+
+
+def test_a_watched_iteration_stops_before_the_next_item(outer):
+    with on_sigterm() as interruption:
+        items = interruption.watch(range(10))
+        assert [next(items), next(items)] == [0, 1]
+        _terminate()
+        with pytest.raises(Terminated, match="SIGTERM"):
+            next(items)
+
+
+def test_what_is_done_when_asked_is_done():
+    interruption = Interruption()
+    seen = []
+    for item in interruption.watch(range(3)):
+        seen.append(item)
+        if item == 2:
+            interruption.request()
+    assert seen == [0, 1, 2]
+
+
+def test_nobody_asks_outside_of_the_main_thread(outer):
+    seen = []
+
+    def work() -> None:
+        with on_sigterm() as interruption:
+            seen.append(signal.getsignal(signal.SIGTERM) is outer[0])
+            seen.append(list(interruption.watch("ab")))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [True, ["a", "b"]]

@@ -1,0 +1,172 @@
+"""Networks of any image size: shapes, gradients, precision, and the arithmetic of the convolutions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vaejax import networks
+from vaejax.config import ACTIVATIONS, ModelConfig
+from vaejax.models import Params
+from vaejax.networks import activations, convolutions
+
+SHAPES = [(1, 1, 1), (5, 7, 2), (33, 20, 4)]
+
+
+def config(**fields) -> ModelConfig:
+    return ModelConfig(**{"latent_size": 3, "hidden": (8,), "features": (4, 6), "activation": "silu"} | fields)
+
+
+def random(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def random_parameters(module: nn.Module, inputs: jax.Array) -> Params:
+    """Parameters of the right shapes, of which none is zero: no initial bias hides anything."""
+    shapes = jax.eval_shape(lambda key: networks.init(module, key, inputs.shape[1:]), jax.random.key(0))
+    return jax.tree.map(lambda leaf: 0.3 * random(*leaf.shape, seed=leaf.size), shapes)
+
+
+def both(settings: ModelConfig, shape: tuple[int, int, int], batch: int = 2) -> dict[str, tuple[nn.Module, Params, jax.Array]]:
+    """Name -> (network, parameters, inputs)."""
+    encoder, decoder = networks.encoder(settings, 6), networks.decoder(settings, shape)
+    images, latents = random(batch, *shape), random(batch, 3)
+    return {
+        "encoder": (encoder, random_parameters(encoder, images), images),
+        "decoder": (decoder, random_parameters(decoder, latents), latents),
+    }
+
+
+def output_and_gradients(module: nn.Module, params: Params, inputs: jax.Array) -> tuple[jax.Array, tuple[Params, jax.Array]]:
+    """The output, and the gradients of the sum of its sines by parameters and inputs."""
+
+    @jax.jit
+    def pulled_back(params: Params, inputs: jax.Array) -> tuple[jax.Array, tuple[Params, jax.Array]]:
+        y, pull = jax.vjp(lambda params, inputs: networks.apply(module, params, inputs), params, inputs)
+        return y, pull(jnp.cos(y))
+
+    return pulled_back(params, inputs)
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_image_size_goes_in_and_comes_out_and_every_parameter_learns(network, shape):
+    outputs = {"encoder": (2, 6), "decoder": (2, *shape)}
+    for name, network_and_inputs in both(config(network=network), shape).items():
+        y, gradients = output_and_gradients(*network_and_inputs)
+        assert (y.shape, y.dtype) == (outputs[name], jnp.float32), name
+        for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            assert np.isfinite(gradient).all(), where
+            assert np.any(gradient), where
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 4)),
+    features=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    hidden=st.lists(st.integers(1, 5), max_size=2),
+    network=st.sampled_from(["mlp", "cnn"]),
+)
+def test_shapes_hold_for_any_size_and_depth(size, features, hidden, network):
+    settings = config(network=network, features=tuple(features), hidden=tuple(hidden))
+    encoder, decoder = networks.encoder(settings, 6), networks.decoder(settings, size)
+
+    def there_and_back(key: jax.Array, images: jax.Array, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+        first, second = jax.random.split(key)
+        code = networks.apply(encoder, networks.init(encoder, first, size), images)
+        return code, networks.apply(decoder, networks.init(decoder, second, (3,)), latents)
+
+    code, images = jax.eval_shape(there_and_back, jax.random.key(0), jnp.zeros((2, *size)), jnp.zeros((2, 3)))
+    assert (code.shape, images.shape) == ((2, 6), (2, *size))
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_an_example_does_not_depend_on_its_neighbours(network):
+    for module, params, inputs in both(config(network=network), (9, 6, 1), batch=4).values():
+        apply = jax.jit(lambda x, module=module, params=params: networks.apply(module, params, x))
+        np.testing.assert_allclose(apply(inputs[2:3])[0], apply(inputs)[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_bfloat16_agrees_with_float32_within_five_percent_and_keeps_float32_parameters(network):
+    wide, narrow = (both(config(network=network, dtype=dtype), (12, 9, 2)) for dtype in ("float32", "bfloat16"))
+    for name in wide:
+        expected, got = output_and_gradients(*wide[name]), output_and_gradients(*narrow[name])
+        assert not np.array_equal(expected[0], got[0]), "bfloat16 was not used"
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
+            assert b.dtype == jnp.float32
+            np.testing.assert_allclose(b, a, atol=0.05 * np.abs(a).max(), rtol=0)
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_gradients_equal_differences(network):
+    for name, (module, *point) in both(config(network=network, activation="tanh"), (7, 6, 1)).items():
+        direction = jax.tree.map(lambda leaf: random(*leaf.shape, seed=leaf.size + 1), point)
+        y, gradients = output_and_gradients(module, *point)
+        slope = sum(np.vdot(g, d) for g, d in zip(jax.tree.leaves(list(gradients)), jax.tree.leaves(direction), strict=True))
+        ends = [jax.tree.map(lambda a, b, e=e: a + e * b, point, direction) for e in (-1e-3, 1e-3)]
+        low, high = (np.sin(np.float64(networks.apply(module, *end))).sum() for end in ends)
+        assert float(slope) == pytest.approx((high - low) / 2e-3, rel=1e-2), name
+
+
+def test_custom_gradients_of_the_networks_equal_those_of_jax(monkeypatch):
+    custom = {name: value for name, value in vars(convolutions).items() if isinstance(value, jax.custom_vjp)}
+    if not custom:
+        pytest.skip("convolutions: no custom gradient")
+    modules = both(config(), (7, 6, 2))
+    mine = {name: output_and_gradients(*module) for name, module in modules.items()}
+    for name, value in custom.items():
+        monkeypatch.setattr(convolutions, name, value.fun)
+    for name, module in modules.items():
+        assert_near(mine[name], output_and_gradients(*module))
+
+
+def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """XLA's own."""
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def assert_near(got: Any, expected: Any) -> None:
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max(), rtol=1e-4)
+
+
+def with_gradients(function: Callable[..., jax.Array], *arguments: jax.Array) -> Any:
+    def pulled_back(*arguments: jax.Array) -> Any:
+        y, pull = jax.vjp(function, *arguments)
+        return y, pull(jnp.cos(y))
+
+    return jax.jit(pulled_back)(*arguments)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (8, 7)])
+@pytest.mark.parametrize(("stride", "features"), [(1, 1), (1, 40), (2, 4)])
+def test_convolution_and_its_gradients_equal_those_of_xla(size, stride, features):
+    x, kernel = random(2, *size, 3), random(3, 3, 3, features, seed=1)
+    got = with_gradients(lambda x, kernel: convolutions.convolve(x, kernel, stride), x, kernel)
+    assert_near(got, with_gradients(lambda x, kernel: convolution(x, kernel, stride), x, kernel))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (8, 7)])
+def test_upsampling_and_its_gradients_are_those_of_the_transposed_strided_convolution(size):
+    small, kernel = random(2, -(-size[0] // 2), -(-size[1] // 2), 4), random(3, 3, 2, 4, seed=1)
+
+    def transposed(small: jax.Array, kernel: jax.Array) -> jax.Array:
+        big = jax.ShapeDtypeStruct((2, *size, 2), jnp.float32)
+        return jax.linear_transpose(lambda x: convolution(x, kernel, 2), big)(small)[0]
+
+    got = with_gradients(lambda small, kernel: convolutions.convolve_transposed(small, kernel, size), small, kernel)
+    assert_near(got, with_gradients(transposed, small, kernel))
+
+
+def test_every_activation_of_the_configuration_has_its_function():
+    assert set(activations.ACTIVATIONS) == set(ACTIVATIONS)
+    x = jnp.linspace(-3, 3, 13)
+    assert len({np.asarray(f(x)).tobytes() for f in activations.ACTIVATIONS.values()}) == len(ACTIVATIONS)
