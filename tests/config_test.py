@@ -263,7 +263,7 @@ def test_json_text_gives_the_same_configuration_back():
 
 
 def test_nothing_stated_is_the_default():
-    assert from_dict({}) == from_dict(configuration.default_config().to_dict()) == load(None) == Config()
+    assert from_dict({}) == from_dict(configuration.default_config().to_dict()) == Config()
 
 
 def test_differences_name_the_fields_that_differ():
@@ -454,12 +454,23 @@ def test_sources_are_those_of_the_data_sets():
 # --- configs/
 
 
-def test_the_quickstart_is_the_default():
-    assert load(CONFIGS[0].with_name("quickstart.py")) == Config()
+def test_the_quickstart_is_what_no_file_means():
+    assert load(None) == load(CONFIGS[0].with_name("quickstart.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_a_shipped_configuration_loads_and_states_its_command(path):
     load(path)
     head = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    assert re.search(rf"^python train\.py .*--config=configs/{re.escape(path.name)}( |$)", head, re.MULTILINE)
+    assert re.search(rf"^ *python train\.py .*--config=configs/{re.escape(path.name)}( |$)", head, re.MULTILINE)
+
+
+def test_a_section_made_by_hand_is_checked_too():
+    with pytest.raises(ConfigError, match=r"^model\.latent_size=-1: expected 1 <= value <= 65536"):
+        configuration.ModelConfig(latent_size=-1)
+    assert type(configuration.OptimizerConfig(learning_rate=1).learning_rate) is float
+
+
+def test_a_huge_whole_number_is_out_of_range_of_a_float():
+    with pytest.raises(ConfigError, match=r"^optimizer\.learning_rate=1000"):
+        configuration.OptimizerConfig(learning_rate=10**400)

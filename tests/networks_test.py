@@ -109,7 +109,7 @@ def test_bfloat16_agrees_with_float32_within_five_percent_and_keeps_float32_para
 def test_gradients_equal_differences(network):
     for name, (module, *point) in both(config(network=network, activation="tanh"), (7, 6, 1)).items():
         direction = jax.tree.map(lambda leaf: random(*leaf.shape, seed=leaf.size + 1), point)
-        y, gradients = output_and_gradients(module, *point)
+        _, gradients = output_and_gradients(module, *point)
         slope = sum(np.vdot(g, d) for g, d in zip(jax.tree.leaves(list(gradients)), jax.tree.leaves(direction), strict=True))
         ends = [jax.tree.map(lambda a, b, e=e: a + e * b, point, direction) for e in (-1e-3, 1e-3)]
         low, high = (np.sin(np.float64(networks.apply(module, *end))).sum() for end in ends)

@@ -79,7 +79,7 @@ def test_the_shown_configuration_has_no_paths():
     values = json.loads(shown)
     assert values["data"]["path"] == values["data"]["cache"] == "(in config.json)"
     assert values["data"]["name"] == "image_folder"
-    assert values["training"]["steps"] == 3_000
+    assert values["seed"] == 0
 
 
 def test_the_shown_configuration_says_where_there_is_no_path():

@@ -1,6 +1,7 @@
 """The structure of the house: who may import what, read from the source and not from a running program."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vaejax"
 
 ORDER = (
-    "errors", "config", "keys", "distributions",
+    "errors", "fields",
+    "config", "keys", "distributions",
     "datasets", "batches", "augment", "pipeline",
     "networks", "models", "objectives", "optimizers", "metrics", "training",
     "checkpoints", "runs", "journal", "interruption", "progress", "experiment",
@@ -50,7 +52,8 @@ EVERY_FILE = pytest.mark.parametrize(
 )
 
 
-def _imports(path: Path) -> set[str]:
+@functools.cache
+def _imports(path: Path) -> frozenset[str]:
     """Dotted names of all that a file imports, inside of functions, too."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -59,7 +62,7 @@ def _imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path.name}, line {node.lineno}: relative import; name the room"
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return names
+    return frozenset(names)
 
 
 def _rooms(path: Path) -> set[str]:

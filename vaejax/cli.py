@@ -1,6 +1,7 @@
 """The program: `vaejax VERB ...`, and `python train.py`, which is its verb `train`."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,23 +13,25 @@ from vaejax import config as configuration
 from vaejax.errors import Terminated, VaejaxError
 
 SIGTERM_EXIT = 143
+SIGINT_EXIT = 130
 ERROR_EXIT = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line; returns its exit status: 0, 1 after an error of the user's, 143 after SIGTERM."""
+    """Runs a command line; returns its exit status: 0, 1 after a user's error, 130 after Ctrl-C, 143 after SIGTERM."""
     parser = _parser()
     known, unknown = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
     if unknown and known.verb != "train":
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     try:
         known.run(known, unknown)
-    except Terminated as stopped:
-        print(f"vaejax: {stopped}", file=sys.stderr)
-        return SIGTERM_EXIT
+    except KeyboardInterrupt:
+        print("vaejax: interrupted; the same command goes on from the newest checkpoint.", file=sys.stderr)
+        return SIGINT_EXIT
     except VaejaxError as error:
-        print(f"vaejax: {error}", file=sys.stderr)
-        return ERROR_EXIT
+        for message in (str(error), *getattr(error, "__notes__", ())):
+            print(f"vaejax: {message}", file=sys.stderr)
+        return SIGTERM_EXIT if isinstance(error, Terminated) else ERROR_EXIT
     return 0
 
 
@@ -56,11 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
     evaluate.add_argument("--samples", type=_positive, help="importance samples an image; default: as configured")
-    evaluate.add_argument("--draw", type=int, help="seed of binarisation and samples; default: as configured")
+    evaluate.add_argument("--draw", type=_seed, help="seed of binarisation and samples; default: as configured")
 
     sample = _run_verb(verbs, "sample", _sample, "draw images from the prior", "vaejax sample runs/quickstart --n=100 --seed=1")
     sample.add_argument("--n", type=_positive, default=100, help="images; default: %(default)s")
-    sample.add_argument("--temperature", type=float, default=1.0, help="scale of the prior's standard deviation; default: 1")
+    sample.add_argument(
+        "--temperature", type=_temperature, default=1.0, help="scale of the prior's standard deviation; default: 1"
+    )
 
     reconstruct = _run_verb(
         verbs,
@@ -77,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
         verb.add_argument("--n", type=_positive, default=10, help="images, or lines; default: %(default)s")
     for verb in (sample, reconstruct, interpolate):
-        verb.add_argument("--seed", type=int, default=0, help="which are drawn; default: %(default)s")
+        verb.add_argument("--seed", type=_seed, default=0, help="which are drawn; default: %(default)s")
         verb.add_argument("--output", metavar="DIR", help="where NAME.png and NAME.npz go; default: in the run directory")
 
     _run_verb(verbs, "report", _report, "draw report/index.html", "vaejax report runs/quickstart --best")
@@ -106,9 +111,27 @@ def _run_verb(verbs: Any, name: str, run: Callable, purpose: str, example: str) 
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text}")
+    """A count."""
+    return int(_ranged(text, int, 1, 1_000_000_000))
+
+
+def _seed(text: str) -> int:
+    """What seeds random numbers."""
+    return int(_ranged(text, int, 0, 2**31 - 1))
+
+
+def _temperature(text: str) -> float:
+    """A scale."""
+    return _ranged(text, float, 0, 1_000)
+
+
+def _ranged(text: str, kind: type, low: float, high: float) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"expected {low} <= value <= {high}, found {text!r}")
     return value
 
 

@@ -11,7 +11,6 @@ import difflib
 import importlib.util
 import json
 import math
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,50 +19,36 @@ from typing import Any
 import ml_collections
 
 from vaejax.errors import ConfigError
+from vaejax.fields import Section, allowed, declare
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh")
-ON_OFF = "true or false"
-
-
-def _field(
-    default: Any,
-    meaning: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    choices: Sequence[str] | None = None,
-) -> Any:
-    """Declares a field: `low <= value <= high`, or strictly `above < value < below`, or one of `choices`."""
-    limits = {"meaning": meaning, "low": low, "high": high, "above": above, "below": below, "choices": choices}
-    return dataclasses.field(default=default, metadata=limits)
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """Where the images come from, and what shape they take."""
 
-    name: str = _field("mnist5k", "source: mnist5k, idx, medmnist, image_folder, or tfds:NAME")
-    path: str | None = _field(None, "folder or file to read; a TFDS data directory for tfds:NAME; unused by mnist5k")
-    image_size: tuple[int, ...] | None = _field(
+    prefix = "data."
+    name: str = declare("mnist5k", "source: mnist5k, idx, medmnist, image_folder, or tfds:NAME")
+    path: str | None = declare(None, "folder or file to read; a TFDS data directory for tfds:NAME; unused by mnist5k")
+    image_size: tuple[int, ...] | None = declare(
         None, "(height, width) in pixels that every image takes; None: as found, if all agree", low=1, high=4096
     )
-    channels: int | None = _field(None, "channels that every image takes; None: as found, if all agree", low=1, high=4)
-    resize: str = _field(
+    channels: int | None = declare(None, "channels that every image takes; None: as found, if all agree", low=1, high=4)
+    resize: str = declare(
         "pad",
         "an image of another size is scaled to fit and padded with zeros, or scaled to cover and cropped, or stretched",
         choices=("pad", "crop", "stretch"),
     )
-    validation_fraction: float = _field(
+    validation_fraction: float = declare(
         0.1, "share of the training images set apart, where the source has no validation split", above=0.0, high=0.5
     )
-    on_error: str = _field(
+    on_error: str = declare(
         "stop", "unreadable files: stop and name them all, or skip, count and list them", choices=("stop", "skip")
     )
-    cache: str | None = _field(None, "folder for prepared images; None: the folder `data` beside the run directory")
-    batch_size: int = _field(128, "images in a training step, over all devices", low=1, high=1_000_000)
-    binarization: str = _field(
+    cache: str | None = declare(None, "folder for prepared images; None: the folder `data` beside the run directory")
+    batch_size: int = declare(128, "images in a training step, over all devices", low=1, high=1_000_000)
+    binarization: str = declare(
         "none",
         "grey values become 0 or 1 by a Bernoulli(pixel) draw: never, once (seed 0, by image), or anew in every step",
         choices=("none", "static", "dynamic"),
@@ -71,16 +56,17 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Section):
     """Random changes of the training images; all are off by default."""
 
-    rotate: float = _field(0.0, "largest angle, degrees, either way", low=0.0, high=180.0)
-    zoom: float = _field(0.0, "largest relative change of scale about the centre, either way", low=0.0, high=0.9)
-    crop: float = _field(0.0, "largest share of each side cut away at a random place, then scaled back", low=0.0, high=0.9)
-    flip_horizontal: bool = _field(False, "mirror left and right in half of the images (mind laterality)")
-    flip_vertical: bool = _field(False, "mirror top and bottom in half of the images")
-    brightness: float = _field(0.0, "largest value added to all pixels of an image, either way", low=0.0, high=1.0)
-    contrast: float = _field(0.0, "largest relative change of the distance to the mean, either way", low=0.0, high=1.0)
+    prefix = "augment."
+    rotate: float = declare(0.0, "largest angle, degrees, either way", low=0.0, high=180.0)
+    zoom: float = declare(0.0, "largest relative change of scale about the centre, either way", low=0.0, high=0.9)
+    crop: float = declare(0.0, "largest share of each side cut away at a random place, then scaled back", low=0.0, high=0.9)
+    flip_horizontal: bool = declare(False, "mirror left and right in half of the images (mind laterality)")
+    flip_vertical: bool = declare(False, "mirror top and bottom in half of the images")
+    brightness: float = declare(0.0, "largest value added to all pixels of an image, either way", low=0.0, high=1.0)
+    contrast: float = declare(0.0, "largest relative change of the distance to the mean, either way", low=0.0, high=1.0)
 
     @property
     def active(self) -> bool:
@@ -89,81 +75,89 @@ class AugmentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section):
     """The networks, the latent space and the likelihood."""
 
-    network: str = _field("cnn", "encoder and decoder", choices=("mlp", "cnn"))
-    latent_size: int = _field(16, "latent dimensions", low=1, high=65_536)
-    hidden: tuple[int, ...] = _field((256,), "widths of the dense hidden layers, from the image inwards", low=1, high=65_536)
-    features: tuple[int, ...] = _field(
+    prefix = "model."
+    network: str = declare("cnn", "encoder and decoder", choices=("mlp", "cnn"))
+    latent_size: int = declare(16, "latent dimensions", low=1, high=65_536)
+    hidden: tuple[int, ...] = declare((256,), "widths of the dense hidden layers, from the image inwards", low=1, high=65_536)
+    features: tuple[int, ...] = declare(
         (32, 64), "cnn: channels after each halving of the image, from the image inwards", low=1, high=8_192
     )
-    activation: str = _field("silu", "nonlinearity between layers", choices=ACTIVATIONS)
-    likelihood: str = _field(
+    activation: str = declare("silu", "nonlinearity between layers", choices=ACTIVATIONS)
+    likelihood: str = declare(
         "gaussian",
         "p(image | latents): bernoulli for binarised images, a density, or discrete grey levels",
         choices=("bernoulli", "gaussian", "discretized_logistic"),
     )
-    scale: str = _field("shared", "the likelihood's learned scale: one a channel, or one a pixel", choices=("shared", "pixel"))
-    levels: int = _field(256, "grey levels of the discretized logistic likelihood", low=2, high=65_536)
-    dtype: str = _field("float32", "precision inside the networks; all else is float32", choices=("float32", "bfloat16"))
+    scale: str = declare("shared", "the likelihood's learned scale: one a channel, or one a pixel", choices=("shared", "pixel"))
+    levels: int = declare(256, "grey levels of the discretized logistic likelihood", low=2, high=65_536)
+    dtype: str = declare("float32", "precision inside the networks; all else is float32", choices=("float32", "bfloat16"))
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Section):
     """What is minimised: distortion + beta * rate, in nats per image."""
 
-    beta: float = _field(1.0, "weight of the rate", low=0.0, high=1_000.0)
-    warmup_steps: int = _field(0, "steps over which beta grows linearly from 0", low=0, high=1_000_000_000)
-    free_bits: float = _field(0.0, "rate, nats per image and level, below which it costs the same", low=0.0, high=100_000.0)
+    prefix = "objective."
+    beta: float = declare(1.0, "weight of the rate", low=0.0, high=1_000.0)
+    warmup_steps: int = declare(0, "steps over which beta grows linearly from 0", low=0, high=1_000_000_000)
+    free_bits: float = declare(0.0, "rate, nats per image and level, below which it costs the same", low=0.0, high=100_000.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """How the parameters follow the gradient."""
 
-    name: str = _field("adam", "update rule", choices=("adam", "adamw", "adamax", "lion", "sgd"))
-    learning_rate: float = _field(1e-3, "peak step size", above=0.0, high=10.0)
-    schedule: str = _field(
+    prefix = "optimizer."
+    name: str = declare("adam", "update rule", choices=("adam", "adamw", "adamax", "lion", "sgd"))
+    learning_rate: float = declare(1e-3, "peak step size", above=0.0, high=10.0)
+    schedule: str = declare(
         "cosine",
         "the step size after its warm-up: held, or brought to 0 at training.steps",
         choices=("constant", "linear", "cosine"),
     )
-    warmup_steps: int = _field(0, "steps over which the step size grows linearly from 0", low=0, high=1_000_000_000)
-    weight_decay: float = _field(0.0, "decoupled weight decay (adamw, lion)", low=0.0, high=1.0)
-    clip_norm: float = _field(100.0, "largest norm of the gradient; 0: no clipping", low=0.0, high=1e9)
+    warmup_steps: int = declare(0, "steps over which the step size grows linearly from 0", low=0, high=1_000_000_000)
+    weight_decay: float = declare(0.0, "decoupled weight decay (adamw, lion)", low=0.0, high=1.0)
+    clip_norm: float = declare(100.0, "largest norm of the gradient; 0: no clipping", low=0.0, high=1e9)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Section):
     """How long, and what is kept."""
 
-    steps: int = _field(1_500, "training steps in all; a finished run is extended by a larger value", low=1, high=1_000_000_000)
-    checkpoint_every: int = _field(500, "steps between checkpoints", low=1, high=1_000_000_000)
-    log_every: int = _field(50, "steps between lines of metrics.jsonl", low=1, high=1_000_000_000)
-    ema_decay: float = _field(
+    prefix = "training."
+    steps: int = declare(
+        1_500, "training steps in all; a finished run is extended by a larger value", low=1, high=1_000_000_000
+    )
+    checkpoint_every: int = declare(500, "steps between checkpoints", low=1, high=1_000_000_000)
+    log_every: int = declare(50, "steps between lines of metrics.jsonl", low=1, high=1_000_000_000)
+    ema_decay: float = declare(
         0.999, "decay a step of the averaged weights that evaluation uses; 0: the last weights", low=0.0, below=1.0
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Section):
     """What `evaluation.json` is computed with."""
 
-    samples: int = _field(100, "importance samples an image for the negative log-likelihood", low=1, high=1_000_000)
-    batch_size: int = _field(250, "images at a time", low=1, high=1_000_000)
-    draw: int = _field(0, "seed of the test images' binarisation and of the samples", low=0, high=2**31 - 1)
+    prefix = "evaluation."
+    samples: int = declare(100, "importance samples an image for the negative log-likelihood", low=1, high=1_000_000)
+    batch_size: int = declare(250, "images at a time", low=1, high=1_000_000)
+    draw: int = declare(0, "seed of the test images' binarisation and of the samples", low=0, high=2**31 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """All of a run. Construct it through `from_dict`, which also checks the fields against one another.
+class Config(Section):
+    """All of a run; its fields are also checked against one another.
 
     Raises:
         ConfigError: naming the field (`optimizer.learning_rate`), the value and the allowed range.
     """
 
-    seed: int = _field(0, "seed of initial weights, order of images, noise", low=0, high=2**31 - 1)
+    prefix = ""
+    seed: int = declare(0, "seed of initial weights, order of images, noise", low=0, high=2**31 - 1)
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -174,6 +168,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Checks what no field can check alone."""
+        super().__post_init__()
         binarized = self.data.binarization != "none"
         if (self.model.likelihood == "bernoulli") != binarized:
             want = (
@@ -275,30 +270,8 @@ def describe() -> str:
 
 
 def _describe(field: dataclasses.Field, name: str) -> str:
-    allowed = _allowed(field)
-    return f"  {name}={field.default!r}\n      {field.metadata['meaning']}" + (f" ({allowed})" if allowed else "")
-
-
-def _allowed(field: dataclasses.Field) -> str:
-    """The allowed values in words: '0 < value <= 10', 'one of relu, tanh', or ''."""
-    limits = field.metadata
-    if limits["choices"]:
-        return "one of " + ", ".join(limits["choices"])
-    left = (
-        f"{limits['low']:g} <= "
-        if limits["low"] is not None
-        else f"{limits['above']:g} < "
-        if limits["above"] is not None
-        else ""
-    )
-    right = (
-        f" <= {limits['high']:g}"
-        if limits["high"] is not None
-        else f" < {limits['below']:g}"
-        if limits["below"] is not None
-        else ""
-    )
-    return f"{left}value{right}" if left or right else ""
+    limits = allowed(field)
+    return f"  {name}={field.default!r}\n      {field.metadata['meaning']}" + (f" ({limits})" if limits else "")
 
 
 def _build(kind: type, values: typing.Mapping[str, Any], prefix: str) -> Any:
@@ -309,50 +282,13 @@ def _build(kind: type, values: typing.Mapping[str, Any], prefix: str) -> Any:
             near = difflib.get_close_matches(str(name), fields, n=1)
             hint = f" Did you mean {prefix}{near[0]}?" if near else f" Known here: {', '.join(fields)}."
             raise ConfigError(f"{prefix}{name}: no such field.{hint}")
-        field, default = fields[name], fields[name].default
+        default = fields[name].default
         if dataclasses.is_dataclass(default):
             if not isinstance(value, typing.Mapping):
                 raise ConfigError(f"{prefix}{name}={value!r}: expected a section with fields, found {type(value).__name__}.")
-            arguments[name] = _build(type(default), value, f"{prefix}{name}.")
-        else:
-            arguments[name] = _checked(field, typing.get_type_hints(kind)[name], value, prefix + name)
+            value = _build(type(default), value, f"{prefix}{name}.")
+        arguments[name] = value
     return kind(**arguments)
-
-
-def _checked(field: dataclasses.Field, kind: Any, value: Any, name: str) -> Any:
-    """The value in its field's type, or a ConfigError."""
-    allowed = _allowed(field)
-    if isinstance(kind, types.UnionType):
-        if value is None:
-            return None
-        kind = next(option for option in typing.get_args(kind) if option is not type(None))
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, (tuple, list)) or not value or not all(type(item) is int for item in value):
-            raise ConfigError(f"{name}={value!r}: expected whole numbers such as (28, 28){allowed and ', each ' + allowed}.")
-        value = tuple(value)
-    elif kind is float and type(value) is int:
-        value = float(value)
-    elif type(value) is not kind:
-        words = {int: "a whole number", float: "a number", bool: ON_OFF, str: "text"}[kind]
-        raise ConfigError(f"{name}={value!r}: expected {words}{allowed and f' ({allowed})'}, found {type(value).__name__}.")
-    if not all(_within(field, item) for item in (value if isinstance(value, tuple) else (value,))):
-        raise ConfigError(f"{name}={value!r}: expected {allowed}.")
-    return value
-
-
-def _within(field: dataclasses.Field, value: Any) -> bool:
-    limits = field.metadata
-    if limits["choices"]:
-        return value in limits["choices"]
-    if isinstance(value, (str, bool)):
-        return True
-    return (
-        -math.inf < value < math.inf  # false for nan, and no overflow of a huge int
-        and (limits["low"] is None or value >= limits["low"])
-        and (limits["high"] is None or value <= limits["high"])
-        and (limits["above"] is None or value > limits["above"])
-        and (limits["below"] is None or value < limits["below"])
-    )
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -45,8 +45,10 @@ def elbo(model: Model, config: ObjectiveConfig, optimizer: optax.GradientTransfo
     """
 
     def loss(params: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        inference = model.infer(params, batch["image"], of_examples(key, batch["index"]))
-        terms = elbo_terms(inference, batch["image"])
+        # Selected before the networks too: the gradient of a NaN that is selected away later would still be NaN.
+        images = jnp.where(batch["mask"].reshape(-1, *[1] * (batch["image"].ndim - 1)), batch["image"], 0.0)
+        inference = model.infer(params, images, of_examples(key, batch["index"]))
+        terms = elbo_terms(inference, images)
         beta = config.beta * jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
         rates = [masked_mean(kl, batch["mask"]) for kl in inference.kl]
         free = sum(jnp.maximum(rate, config.free_bits) for rate in rates)

@@ -61,7 +61,10 @@ def create(directory: str, config: Config) -> Run:
     if file.exists():
         _require_same(configuration.load(file), config, directory)
     run = _open(path, config)
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"--workdir={directory}: expected a folder to write to: {error}. Choose another.") from error
     write_json(path / "data.json", _describe(run.data))
     write_json(file, configuration.to_dict(config))
     if run.data.skipped:

@@ -80,7 +80,7 @@ def _convolve_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
     (b, h, w, c), d = x.shape, kernel.shape[-1]
     taps = (x.reshape(-1, c) @ kernel.transpose(2, 0, 1, 3).reshape(c, -1)).reshape(b, h, w, _SIDE, _SIDE, d)
     taps = jnp.pad(taps, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)))
-    return sum(taps[:, i : i + h, j : j + w, i, j] for i in range(_SIDE) for j in range(_SIDE))
+    return functools.reduce(jnp.add, (taps[:, i : i + h, j : j + w, i, j] for i in range(_SIDE) for j in range(_SIDE)))
 
 
 _convolve = jax.custom_vjp(_convolve_natively, nondiff_argnums=(2,))

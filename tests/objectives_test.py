@@ -1,0 +1,126 @@
+"""The objective: its formula, its schedules, its gradient against differences, and rows that do not count."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vaejax import batches, models, objectives
+from vaejax import distributions as dist
+from vaejax.config import ModelConfig, ObjectiveConfig
+from vaejax.keys import of_examples
+
+SHAPE = (4, 3, 1)
+
+
+@functools.cache
+def built() -> tuple[models.Model, models.Params]:
+    model = models.build(ModelConfig(network="mlp", latent_size=2, hidden=(8,), activation="tanh"), SHAPE)
+    return model, jax.jit(model.init)(jax.random.key(0))
+
+
+def batch(n: int = 6) -> batches.Batch:
+    return batches.of_images(np.random.default_rng(0).random((6, *SHAPE))[:n])
+
+
+@functools.cache
+def descent(config: ObjectiveConfig) -> objectives.Objective:
+    objective = objectives.elbo(built()[0], config, optax.sgd(1.0))
+    return objective._replace(update=jax.jit(objective.update))
+
+
+def update(step: int = 0, data: batches.Batch | None = None, params: models.Params = None, **config) -> objectives.Update:
+    """One step of plain gradient descent with step size 1, so that the parameters lose exactly the gradient."""
+    objective = descent(ObjectiveConfig(**config))
+    params = built()[1] if params is None else params
+    return objective.update(params, objective.init(params), data or batch(), jax.random.key(1), jnp.int32(step))
+
+
+def gradient(result: objectives.Update) -> models.Params:
+    return jax.tree.map(lambda old, new: np.asarray(old - new), built()[1], result.params)
+
+
+def assert_near(got: models.Params, expected: models.Params) -> None:
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_terms_are_those_of_the_inference():
+    model, params = built()
+    keys = of_examples(jax.random.key(1), batch()["index"])
+    inference = jax.jit(model.infer, static_argnums=3)(params, batch()["image"], keys, 3)
+    terms = objectives.elbo_terms(inference._replace(kl=(*inference.kl, jnp.arange(6.0))), batch()["image"])
+    expected = -np.asarray(dist.log_prob(inference.likelihood, batch()["image"])).mean(axis=0)
+    np.testing.assert_allclose(terms["distortion"], expected, rtol=1e-5)
+    np.testing.assert_allclose(terms["rate"], inference.kl[0] + jnp.arange(6.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 4.0])
+def test_the_loss_is_distortion_plus_beta_times_rate(beta):
+    result = update(beta=beta)
+    terms = {name: np.float64(values) for name, values in result.terms.items()}
+    assert set(terms) == {"distortion", "rate"}
+    assert (terms["rate"] > 0).all()
+    assert float(result.loss) == pytest.approx(terms["distortion"].mean() + beta * terms["rate"].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (1000, 1.0)])
+def test_beta_grows_linearly_over_the_warm_up(step, factor):
+    result = update(step, beta=2.0, warmup_steps=10)
+    expected = result.terms["distortion"].mean() + 2.0 * factor * result.terms["rate"].mean()
+    assert float(result.loss) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_rate_below_the_free_bits_costs_as_much_as_they_do_and_has_no_gradient():
+    rate = float(update().terms["rate"].mean())
+    below = update(free_bits=rate + 1.0, beta=2.0)
+    assert float(below.loss) == pytest.approx(float(below.terms["distortion"].mean()) + 2.0 * (rate + 1.0), rel=1e-5)
+    assert_near(gradient(below), gradient(update(beta=0.0)))
+    above = update(free_bits=rate - 1e-3, beta=2.0)
+    assert_near(gradient(above), gradient(update(beta=2.0)))
+    assert float(above.loss) == pytest.approx(float(update(beta=2.0).loss), rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e4])
+def test_masked_rows_change_neither_loss_nor_gradient(bad):
+    padded = {name: np.array(values) for name, values in batch(6).items()}
+    padded["mask"][4:] = False
+    padded["image"][4:] = bad
+    got, expected = update(data=padded), update(data=batch(4))
+    assert float(got.loss) == pytest.approx(float(expected.loss), rel=1e-5)
+    assert float(got.gradient_norm) == pytest.approx(float(expected.gradient_norm), rel=1e-4)
+    assert_near(got.params, expected.params)
+    np.testing.assert_allclose(got.terms["rate"][:4], expected.terms["rate"], rtol=1e-4)
+
+
+def test_masked_mean_is_over_the_rows_that_count():
+    values, mask = jnp.array([1.0, jnp.nan, 3.0, jnp.inf]), jnp.array([True, False, True, False])
+    assert objectives.masked_mean(values, mask) == 2.0
+
+
+def test_the_gradient_equals_differences_of_the_loss():
+    params = built()[1]
+    direction = jax.tree.map(lambda leaf: np.random.default_rng(leaf.size).normal(size=leaf.shape), params)
+    slope = sum(jax.tree.leaves(jax.tree.map(np.vdot, gradient(update()), direction)))
+    low, high = (
+        float(update(params=jax.tree.map(lambda a, b, e=e: jnp.float32(a + e * b), params, direction)).loss)
+        for e in (-5e-3, 5e-3)
+    )
+    assert float(slope) == pytest.approx((high - low) / 1e-2, rel=2e-2)
+
+
+def test_the_gradient_norm_is_the_one_before_the_optimizer():
+    leaves = jax.tree.leaves(gradient(update()))
+    expected = np.sqrt(sum((np.float64(leaf) ** 2).sum() for leaf in leaves))
+    assert float(update().gradient_norm) == pytest.approx(expected, rel=1e-4)
+
+
+def test_rate_and_distortion_of_an_image_do_not_depend_on_the_batch():
+    terms, fewer = update().terms, update(data=batch(2)).terms
+    for name in terms:
+        np.testing.assert_allclose(fewer[name], terms[name][:2], rtol=1e-4, atol=1e-5)
+    twice = {name: np.concatenate([values, values]) for name, values in batch().items()}
+    assert float(update(data=twice).loss) == pytest.approx(float(update().loss), rel=1e-5)
