@@ -13,6 +13,7 @@ map. That is the same function, and each side uses its own padding.
 """
 
 import argparse
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 import optax
 import torch
 import torch.nn.functional as F
-from sides import Side, circumstances, interleave, table
+from sides import Run, Side, circumstances, interleave, table
 
 from vaejax import batches, keys, models, objectives, optimizers, training
 from vaejax import distributions as dist
@@ -93,7 +94,7 @@ def soft_bound(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return (low + high) / 2.0 + (high - low) / 2.0 * torch.tanh(x / ((high - low) / 2.0))
 
 
-def to_torch(params: Any) -> dict[str, torch.Tensor]:
+def to_torch(params: Any) -> dict[str, np.ndarray]:
     """Parameters of vaejax, or their gradients, by the names and in the mirrored layout of `TorchVAE`."""
     encoder, decoder = params["encoder"], params["decoder"]
     subpixel = decoder["Subpixel_0"]["Convolution_0"]  # its four outputs are the pixels of a 2x2 square, mirrored too
@@ -110,7 +111,7 @@ def to_torch(params: Any) -> dict[str, torch.Tensor]:
     named = {"log_scale": params["log_scale"]}
     for name, (weight, bias) in layers.items():
         named |= {f"{name}.weight": weight, f"{name}.bias": bias}
-    return {name: torch.tensor(np.array(array)) for name, array in named.items()}
+    return {name: np.array(array) for name, array in named.items()}
 
 
 def convolution(layer: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -124,27 +125,33 @@ def mirrored_map(rows: Any) -> np.ndarray:
     return array.reshape(7, 7, -1, *array.shape[1:])[::-1, ::-1].reshape(array.shape)
 
 
-def to_torch_images(batch: batches.Batch) -> torch.Tensor:
+def to_torch_images(batch: batches.Batch) -> np.ndarray:
     """[b, h, w, c] -> [b, c, h, w], mirrored."""
-    return torch.tensor(np.asarray(batch["image"])[:, ::-1, ::-1].transpose(0, 3, 1, 2).copy())
+    return np.array(batch["image"][:, ::-1, ::-1].transpose(0, 3, 1, 2))
 
 
-def check_agreement(model: models.Model, params: Any, batch: batches.Batch) -> str:
+def load(weights: dict[str, np.ndarray]) -> TorchVAE:
+    vae = TorchVAE()
+    vae.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+    return vae
+
+
+def check_agreement(params: Any, batch: batches.Batch) -> str:
     """Compares loss and gradients, given the same noise; exits where they differ by more than `TOLERANCE`."""
     key = jax.random.key(1)
     keep_gradient = optax.GradientTransformation(lambda params: params, lambda gradient, state, params: (gradient, gradient))
-    step = jax.jit(objectives.elbo(model, OBJECTIVE, keep_gradient).update)
+    step = jax.jit(objectives.elbo(models.build(MODEL, IMAGE), OBJECTIVE, keep_gradient).update)
     ours = step(params, params, batch, key, 0)
 
     sample_keys = keys.of_samples(keys.of_examples(key, batch["index"]), np.arange(1))
     noise = dist.standard_normal(len(batch["index"]), MODEL.latent_size).sample(sample_keys)[0]
-    vae = TorchVAE()
-    vae.load_state_dict(to_torch(params))
-    loss = vae(to_torch_images(batch), torch.tensor(np.array(noise)))
+    vae = load(to_torch(params))
+    loss = vae(torch.tensor(to_torch_images(batch)), torch.tensor(np.array(noise)))
     loss.backward()
 
-    theirs = {name: parameter.grad for name, parameter in vae.named_parameters()}
-    differences = {name: float((theirs[name] - g).norm() / g.norm()) for name, g in to_torch(ours.state).items()}
+    theirs = {name: parameter.grad.numpy() for name, parameter in vae.named_parameters()}
+    norm = np.linalg.norm
+    differences = {name: float(norm(theirs[name] - g) / norm(g)) for name, g in to_torch(ours.state).items()}
     differences["loss"] = abs(loss.item() / float(ours.loss) - 1.0)
     worst = max(differences, key=differences.__getitem__)
     told = f"Agreement: loss {loss.item():.3f} nats; largest relative difference {differences[worst]:.1e}, of {worst}"
@@ -153,8 +160,11 @@ def check_agreement(model: models.Model, params: Any, batch: batches.Batch) -> s
     return f"{told} (at most {TOLERANCE:g} allowed, over the loss and {len(theirs)} gradients)."
 
 
-def vaejax_side(objective: objectives.Objective, state: training.TrainState, batch: batches.Batch) -> Side:
-    step, key, placed = training.train_step(objective, EMA_DECAY), jax.random.key(2), training.place(batch)
+def vaejax_steps(batch: batches.Batch) -> Run:
+    model = models.build(MODEL, IMAGE)
+    objective = objectives.elbo(model, OBJECTIVE, optimizers.build(OPTIMIZER, steps=1_000_000))
+    state, key = training.init(model, objective, jax.random.key(0)), jax.random.key(1)
+    step, placed = training.train_step(objective, EMA_DECAY), training.place(batch)
 
     def run(steps: int) -> None:
         nonlocal state
@@ -162,14 +172,13 @@ def vaejax_side(objective: objectives.Objective, state: training.TrainState, bat
             state, _ = step(state, placed, key)
         jax.block_until_ready(state)
 
-    return Side("vaejax", run)
+    return run
 
 
-def torch_side(name: str, weights: dict[str, torch.Tensor], images: torch.Tensor) -> Side:
-    memory_format, fused, compiled = MODES[name]
-    vae = TorchVAE()
-    vae.load_state_dict(weights)
-    vae, images = vae.to(memory_format=memory_format), images.contiguous(memory_format=memory_format)
+def torch_steps(mode: str, weights: dict[str, np.ndarray], images: np.ndarray) -> Run:
+    memory_format, fused, compiled = MODES[mode]
+    vae = load(weights).to(memory_format=memory_format)
+    placed = torch.tensor(images).contiguous(memory_format=memory_format)
     parameters = list(vae.parameters())
     average = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.Adam(parameters, OPTIMIZER.learning_rate, fused=fused)
@@ -177,7 +186,7 @@ def torch_side(name: str, weights: dict[str, torch.Tensor], images: torch.Tensor
 
     def step() -> None:
         optimizer.zero_grad()
-        loss(images, torch.randn(len(images), MODEL.latent_size)).backward()
+        loss(placed, torch.randn(len(placed), MODEL.latent_size)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, OPTIMIZER.clip_norm)
         optimizer.step()
         torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1.0 - EMA_DECAY)
@@ -186,7 +195,7 @@ def torch_side(name: str, weights: dict[str, torch.Tensor], images: torch.Tensor
         for _ in range(steps):
             step()
 
-    return Side(name, run)
+    return run
 
 
 def main() -> None:
@@ -197,15 +206,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     where = circumstances(["jax", "flax", "optax", "torch"])
-    model = models.build(MODEL, IMAGE)
     batch = batches.of_images(np.random.default_rng(0).uniform(size=(arguments.batch, *IMAGE)))
-    objective = objectives.elbo(model, OBJECTIVE, optimizers.build(OPTIMIZER, steps=1_000_000))
-    state = training.init(model, objective, jax.random.key(0))
-    weights = to_torch(state.params)
-    agreement = check_agreement(model, state.params, batch)
+    params = models.build(MODEL, IMAGE).init(jax.random.key(0))
+    agreement = check_agreement(params, batch)
+    weights, images = to_torch(params), to_torch_images(batch)
 
-    sides = [vaejax_side(objective, state, batch), *(torch_side(name, weights, to_torch_images(batch)) for name in MODES)]
-    times = interleave(sides, arguments.rounds, arguments.steps)
+    ours = Side("vaejax", functools.partial(vaejax_steps, batch))
+    theirs = [Side(mode, functools.partial(torch_steps, mode, weights, images)) for mode in MODES]
+    times = interleave([ours, *theirs], arguments.rounds, arguments.steps)
     best = min(MODES, key=lambda name: times[name].median)
     print(table(times, arguments.batch))
     print(f"\nvaejax / PyTorch's best ({best}), images/s: {times[best].median / times['vaejax'].median:.2f}\n")

@@ -9,17 +9,16 @@ every step: that is the pipeline's work, so the side in memory has one batch tha
 """
 
 import argparse
+import functools
+import itertools
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from sides import Side, circumstances, interleave, table
+from sides import Run, Side, circumstances, interleave, table
 
 from vaejax import config as configuration
 from vaejax import experiment, objectives, optimizers, runs, training
-from vaejax.batches import Batch
-from vaejax.runs import Run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = {"CNN": ("quickstart.py", 1.1), "MLP": ("mnist_mlp.py", 1.3)}
@@ -28,37 +27,30 @@ MODELS = {"CNN": ("quickstart.py", 1.1), "MLP": ("mnist_mlp.py", 1.3)}
 OVERRIDES = ["data.name=mnist5k", "augment.rotate=10.0", "augment.zoom=0.1", "augment.crop=0.1"]
 
 
-def side(name: str, run: Run, batch: Callable[[], Batch]) -> Side:
-    """The training loop of a run, with batches from anywhere."""
-    config = run.config
-    objective = objectives.elbo(run.model, config.objective, optimizers.build(config.optimizer, config.training.steps))
+def steps_of(name: str, from_pipeline: bool, batch_size: int, folder: Path) -> Run:
+    """The training loop of a model, with batches from the pipeline, or its first one again and again."""
+    overrides = [f"--config.{override}" for override in (*OVERRIDES, f"data.batch_size={batch_size}")]
+    run = runs.create(str(folder / name), configuration.load(CONFIGS / MODELS[name][0], overrides))
+    objective = objectives.elbo(
+        run.model, run.config.objective, optimizers.build(run.config.optimizer, run.config.training.steps)
+    )
     state, noise = training.init(run.model, objective, jax.random.key(0)), jax.random.key(1)
-    step = training.train_step(objective, config.training.ema_decay)
+    step, batches = training.train_step(objective, run.config.training.ema_decay), experiment.training_batches(run, 0)
+    if not from_pipeline:
+        first = next(batches)
+        batches = itertools.repeat({**training.place(first), "index": first["index"]})  # the host reads the index too
 
     def go(steps: int) -> None:
         nonlocal state
         unread = None
-        for number in range(steps):
-            rows = batch()
-            state, report = step(state, training.place(rows), noise)
+        for number, batch in enumerate(itertools.islice(batches, steps)):
+            state, report = step(state, training.place(batch), noise)
             if unread:
                 training.check_finite(*unread)
-            unread = (report, rows["index"], number)
-        if unread:
-            training.check_finite(*unread)
+            unread = (report, batch["index"], number)
         jax.block_until_ready(state)
 
-    return Side(name, go)
-
-
-def sides(name: str, batch_size: int, folder: Path) -> list[Side]:
-    """A model fed by the pipeline, and fed by memory."""
-    overrides = [f"--config.{override}" for override in (*OVERRIDES, f"data.batch_size={batch_size}")]
-    run = runs.create(str(folder / name), configuration.load(CONFIGS / MODELS[name][0], overrides))
-    stream = experiment.training_batches(run, 0)
-    first = next(stream)
-    one = {**training.place(first), "index": first["index"]}  # the host reads the index, in the loop too
-    return [side(f"{name}, pipeline", run, lambda: next(stream)), side(f"{name}, memory", run, lambda: one)]
+    return go
 
 
 def main() -> None:
@@ -70,7 +62,11 @@ def main() -> None:
 
     where = circumstances(["jax", "flax", "optax", "tensorflow-cpu"])
     with tempfile.TemporaryDirectory() as folder:
-        compared = [side for name in MODELS for side in sides(name, arguments.batch, Path(folder))]
+        compared = [
+            Side(f"{name}, {source}", functools.partial(steps_of, name, source == "pipeline", arguments.batch, Path(folder)))
+            for name in MODELS
+            for source in ("pipeline", "memory")
+        ]
         times = interleave(compared, arguments.rounds, arguments.steps)
     print(table(times, arguments.batch), "\n")
     for name, (_, aim) in MODELS.items():

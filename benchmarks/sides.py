@@ -1,31 +1,38 @@
-"""Sides: programs that do the same work, timed in turn in one process.
+"""Sides: programs that do the same work, timed in turn, each in a process of its own that sleeps between its turns.
 
 Run it on a machine that does nothing else. Taking turns evens out slow drifts, not contention: a program that divides its work
 evenly among all cores waits for the slowest core, and loses far more to a busy neighbour than one whose threads take work as
 they get to it. The processor time beside the wall time shows it, and the load before the start is printed.
 """
 
+import contextlib
 import datetime
+import multiprocessing
 import os
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
 LEAD = 8
-"""Untimed steps at the start of a side's turn: the caches become its own, and batches made ready in the meantime are used up."""
+"""Untimed steps at the start of a side's turn: its caches fill, and batches made ready in the meantime are used up."""
+
+
+Run = Callable[[int], None]
+"""Does so many training steps, and returns when the last one is done."""
 
 
 class Side(NamedTuple):
     """One of the programs compared."""
 
     name: str
-    run: Callable[[int], None]
-    """Does so many training steps, and returns when the last one is done."""
+    build: Callable[[], Run]
+    """Called in the side's own process, so it can be pickled: a module's function, or a `functools.partial` of one."""
 
 
 class Times(NamedTuple):
@@ -42,17 +49,16 @@ class Times(NamedTuple):
 
 
 def interleave(sides: Sequence[Side], rounds: int, steps: int) -> dict[str, Times]:
-    """Times every side, by name. A turn before the first round, which compiles, is not counted."""
+    """Times every side, by name. What comes before the first round, building and compiling, is not counted."""
     times = {side.name: Times([], []) for side in sides}
-    for side in sides:
-        side.run(LEAD)
-    for _ in range(rounds):
-        for side in sides:
-            side.run(LEAD)
-            wall, processor = time.perf_counter(), time.process_time()
-            side.run(steps)
-            times[side.name].wall.append((time.perf_counter() - wall) / steps)
-            times[side.name].processor.append((time.process_time() - processor) / steps)
+    with contextlib.ExitStack() as stack:
+        started = {side.name: stack.enter_context(_start(side)) for side in sides}
+        for _ in range(rounds):
+            for name, connection in started.items():
+                connection.send(steps)
+                wall, processor = connection.recv()
+                times[name].wall.append(wall)
+                times[name].processor.append(processor)
     return times
 
 
@@ -78,6 +84,36 @@ def circumstances(packages: Sequence[str]) -> str:
             f"Date: {datetime.date.today()}. Command: `python {shlex.join(sys.argv)}`.",
         ]
     )
+
+
+@contextlib.contextmanager
+def _start(side: Side) -> Iterator[Connection]:
+    """A process that is ready to take turns, until the connection to it is closed."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_take_turns, args=(side.build, theirs))
+    process.start()
+    theirs.close()  # the process has the only other end, so that its death ends the wait below
+    try:
+        ours.recv()
+        yield ours
+    finally:
+        ours.close()
+        process.join()
+
+
+def _take_turns(build: Callable[[], Run], connection: Connection) -> None:
+    """Answers each number of steps with the seconds a step, by the wall and of all threads together."""
+    run = build()
+    run(LEAD)
+    connection.send("ready")
+    with contextlib.suppress(EOFError):  # the other end was closed
+        while True:
+            steps = connection.recv()
+            run(LEAD)
+            wall, processor = time.perf_counter(), time.process_time()
+            run(steps)
+            connection.send(((time.perf_counter() - wall) / steps, (time.process_time() - processor) / steps))
 
 
 def _processor() -> str:

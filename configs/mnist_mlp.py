@@ -21,9 +21,10 @@ def get_config() -> ConfigDict:
     config.model.latent_size = 40
     config.model.hidden = (512, 512)
     config.model.likelihood = "bernoulli"
-    config.optimizer.learning_rate = 1e-3
+    config.objective.warmup_steps = 4_000
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 1_000
-    config.training.steps = 40_000
+    config.training.steps = 45_000
     config.training.checkpoint_every = 5_000
     config.training.log_every = 500
     return config

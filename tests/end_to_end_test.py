@@ -64,7 +64,7 @@ def train(directory: Path, *arguments: str, until: int | None = None, send: sign
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | compiled_once(directory.parent),
     )
     while until is not None and max(steps(directory), default=-1) < until:
         assert process.poll() is None, process.communicate()[1]
@@ -73,6 +73,14 @@ def train(directory: Path, *arguments: str, until: int | None = None, send: sign
         process.send_signal(send)
     output, message = process.communicate(timeout=600)
     return Ended(process.returncode, output, message, steps(directory))
+
+
+def compiled_once(folder: Path) -> dict[str, str]:
+    """What makes programs share what they compile: half of the time of a short run."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
 
 
 def steps(directory: Path) -> list[int]:
@@ -226,7 +234,7 @@ def test_another_configuration_is_refused_by_the_field(life, capsys):
 
 
 def evaluate(directory: Path, *arguments: str) -> dict:
-    """`vaejax evaluate` on a copy of a run's lightest files, so that the run keeps its own evaluation."""
+    """What `vaejax evaluate` writes into a copy of a run, so that the run keeps its own evaluation."""
     copy = directory.with_name(f"{directory.name}-evaluated")
     if not copy.exists():
         shutil.copytree(directory, copy)
@@ -272,7 +280,7 @@ def test_the_best_step_can_be_evaluated(life):
 def draw(life: Life, folder: Path, verb: str, *arguments: str) -> tuple[tuple[int, int], dict[str, np.ndarray]]:
     """Rows and columns of the picture that a verb draws, and its arrays."""
     assert cli.main([verb, str(life.stopped), f"--output={folder}", *arguments]) == 0
-    ((picture), (arrays)) = sorted(folder.iterdir(), key=lambda path: path.suffix, reverse=True)
+    arrays, picture = sorted(folder.iterdir(), key=lambda path: path.suffix)
     width, height = Image.open(picture).size
     tile = 2 * 28 + 2  # doubled, and a gap
     assert (height % tile, width % tile) == (2, 2)
@@ -325,8 +333,7 @@ def test_the_report_stands_alone(life):
     text = re.sub(r"base64,[^\"']*", "", page)
     assert not re.search(r"https?:|//|@import|<script|<link|\bhref", text)
     assert "Research use only" in text
-    assert not {str(life.stopped.parent), str(Path.home()), str(ROOT)} & set(re.findall(r"/[\w./-]+", text))
-    assert str(life.stopped.parent) not in text
+    assert not [path for path in (life.stopped.parent, ROOT, Path(sys.prefix)) if str(path) in text]
     for shown in (f"step {STEPS}", "latent_size", "psnr", "not defined: the likelihood is a density", jax.__version__):
         assert shown in text
     assert [path.name for path in (life.stopped / "report").iterdir()] == ["index.html"]

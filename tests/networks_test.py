@@ -71,7 +71,7 @@ def test_any_image_size_goes_in_and_comes_out_and_every_parameter_learns(network
 @given(
     size=st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 4)),
     features=st.lists(st.integers(1, 5), min_size=1, max_size=4),
-    hidden=st.lists(st.integers(1, 5), max_size=2),
+    hidden=st.lists(st.integers(1, 5), min_size=1, max_size=2),
     network=st.sampled_from(["mlp", "cnn"]),
 )
 def test_shapes_hold_for_any_size_and_depth(size, features, hidden, network):

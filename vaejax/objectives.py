@@ -57,7 +57,7 @@ def elbo(model: Model, config: ObjectiveConfig, optimizer: optax.GradientTransfo
     def update(params: Params, state: PyTree, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]) -> Update:
         (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key, step)
         change, state = optimizer.update(gradient, state, params)
-        return Update(optax.apply_updates(params, change), state, value, terms, optax.global_norm(gradient))
+        return Update(optax.apply_updates(params, change), state, value, terms, optax.tree.norm(gradient))
 
     return Objective(optimizer.init, update)
 

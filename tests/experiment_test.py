@@ -1,0 +1,399 @@
+"""A training as it is watched: what stops it, what it writes, what it keeps; and that arrays are enough to train on."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vaejax import checkpoints, evaluation, experiment, journal, runs, training
+from vaejax.config import from_dict
+from vaejax.datasets import Split
+from vaejax.errors import CheckpointError, Terminated, TrainingError
+from vaejax.interruption import Interruption
+from vaejax.objectives import Objective
+from vaejax.runs import Run
+
+ROOT = Path(__file__).parents[1]
+TRAIN, VAL, TEST = 24, 10, 13
+BATCH = 8
+EPOCH = TRAIN // BATCH
+SHAPE = (6, 5, 1)
+
+
+def images(tmp_path: Path) -> Path:
+    """A file of grey images, float32."""
+    rng = np.random.default_rng(0)
+    file = tmp_path / "images.npz"
+    stored = {
+        f"{name}_images": rng.random((n, *SHAPE), np.float32) for name, n in (("train", TRAIN), ("val", VAL), ("test", TEST))
+    }
+    np.savez(file, **stored)
+    return file
+
+
+def create(tmp_path: Path, **sections: dict) -> Run:
+    """A run of the smallest network; sections of the configuration change what is said here."""
+    defaults = {
+        "data": {"name": "medmnist", "path": str(images(tmp_path)), "batch_size": BATCH},
+        "model": {"network": "mlp", "hidden": (8,), "latent_size": 2},
+        "training": {"steps": 2 * EPOCH, "checkpoint_every": 100, "log_every": 2, "ema_decay": 0.9},
+        "evaluation": {"samples": 4, "batch_size": 6},
+    }
+    merged = {name: defaults.get(name, {}) | sections.get(name, {}) for name in defaults | sections}
+    return runs.create(str(tmp_path / "run"), from_dict(merged))
+
+
+def train(run: Run) -> None:
+    experiment.train(run, Interruption())
+
+
+def saved(run: Run) -> list[int]:
+    """Whole checkpoints of a run."""
+    return list(checkpoints.steps(run.checkpoints, run.fingerprint).whole)
+
+
+def rows(run: Run, split: str) -> list[dict]:
+    return [row for row in journal.read(run.directory) if row["split"] == split]
+
+
+def reading(run: Run, split: str, read) -> Run:
+    """The run with another way to read a split: `read` gets the split's own and the indices."""
+    own = run.data.splits[split]
+    splits = run.data.splits | {split: Split(own.n, lambda index: read(own.read, index))}
+    return run._replace(data=run.data._replace(splits=splits))
+
+
+# --- what is not finite
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_an_image_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, log_every):
+    def poisoned(read, index):
+        stored = read(index)
+        stored["image"] = np.where((index == 17)[:, None, None, None], np.float32(np.nan), stored["image"])
+        return stored
+
+    run = reading(create(tmp_path, training={"checkpoint_every": 1, "log_every": log_every}), "train", poisoned)
+    (first,) = [
+        number
+        for number, batch in enumerate(itertools.islice(experiment.training_batches(run, 0), EPOCH), 1)
+        if 17 in batch["index"]
+    ]
+    with pytest.raises(TrainingError, match=rf"^step {first}: distortion is not finite for training images 17 \(by index\)"):
+        train(run)
+    assert max(saved(run), default=0) == first - 1
+
+
+@pytest.mark.parametrize("term", ["distortion", "rate"])
+def test_a_term_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, monkeypatch, term):
+    build = experiment.objectives.elbo
+
+    def poisoned(*arguments) -> Objective:
+        objective = build(*arguments)
+
+        def update(params, state, batch, key, step):
+            result = objective.update(params, state, batch, key, step)
+            bad = (step == 2) & (batch["index"] % 4 == 3)
+            return result._replace(terms=result.terms | {term: jnp.where(bad, jnp.inf, result.terms[term])})
+
+        return objective._replace(update=update)
+
+    monkeypatch.setattr(experiment.objectives, "elbo", poisoned)
+    run = create(tmp_path, training={"checkpoint_every": 2})
+    batch = next(itertools.islice(experiment.training_batches(run, 2), 1))
+    named = ", ".join(str(index) for index in batch["index"] if index % 4 == 3)
+    with pytest.raises(TrainingError, match=rf"^step 3: {term} is not finite for training images {named} \(by index\)"):
+        train(run)
+    assert saved(run) == [2]
+    assert [row["step"] for row in journal.read(run.directory)] == [2]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    build = experiment.objectives.elbo
+
+    def poisoned(*arguments) -> Objective:
+        objective = build(*arguments)
+        return objective._replace(update=lambda *given: objective.update(*given)._replace(gradient_norm=jnp.float32(jnp.nan)))
+
+    monkeypatch.setattr(experiment.objectives, "elbo", poisoned)
+    run = create(tmp_path)
+    with pytest.raises(TrainingError, match="step 1: gradient_norm is not finite in the batch of training images"):
+        train(run)
+    assert saved(run) == []
+
+
+# --- what is written and kept
+
+
+def test_validation_is_told_every_epoch_and_at_the_end(tmp_path):
+    run = create(tmp_path, training={"steps": 2 * EPOCH + 1})
+    train(run)
+    assert [row["step"] for row in rows(run, "val")] == [EPOCH, 2 * EPOCH, 2 * EPOCH + 1]
+    assert [row["step"] for row in rows(run, "train")] == [2, 4, 6, 7]
+    assert rows(run, "val")[0].keys() == {"step", "split", "loss", "distortion", "rate"}
+    assert rows(run, "train")[0].keys() >= {"loss", "distortion", "rate", "learning_rate", "images_per_second"}
+
+
+@pytest.mark.parametrize("at_a_time", [3, 4, 500])
+def test_validation_counts_every_image_once(tmp_path, monkeypatch, at_a_time):
+    monkeypatch.setattr(experiment, "VALIDATION_ROWS", at_a_time)
+    run = create(tmp_path)
+    params = run.model.init(jax.random.key(3))
+
+    def evaluate(params, batch, key):
+        return {"distortion": jnp.float32(batch["index"]), "rate": jnp.ones(len(batch["index"]))}
+
+    found = experiment._validate(run, evaluate, params, Interruption())
+    mean = (VAL - 1) / 2
+    assert found == {"loss": mean + 1, "distortion": mean, "rate": 1.0}
+
+
+def test_the_last_and_the_best_are_kept(tmp_path, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0, 4.0])
+    monkeypatch.setattr(experiment, "_validate", lambda *_: {"loss": next(losses)})
+    run = create(tmp_path, training={"steps": 4 * EPOCH, "checkpoint_every": 2})
+    train(run)
+    assert saved(run) == [2 * EPOCH, 4 * EPOCH]
+    assert (experiment.restore(run).step, experiment.restore(run, best=True).step) == (4 * EPOCH, 2 * EPOCH)
+
+
+def test_the_best_of_an_earlier_life_counts(tmp_path, monkeypatch):
+    losses = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(experiment, "_validate", lambda *_: {"loss": next(losses)})
+    run = create(tmp_path, training={"steps": EPOCH})
+    train(run)
+    run = create(tmp_path, training={"steps": 3 * EPOCH})
+    train(run)
+    assert saved(run) == [EPOCH, 3 * EPOCH]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_averaged_weights_are_restored_or_the_last_ones_where_there_is_no_average(tmp_path, decay):
+    run = create(tmp_path, training={"ema_decay": decay})
+    train(run)
+    abstract = training.abstract(run.model, experiment._objective(run))
+    state = checkpoints.restore(run.checkpoints, run.fingerprint, abstract).state
+    expected, other = (state.ema, state.params) if decay else (state.params, None)
+    found = experiment.restore(run).params
+    assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(expected)))
+    if other is not None:
+        assert not all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(other)))
+
+
+def test_there_is_nothing_to_restore_before_training(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        experiment.restore(create(tmp_path))
+
+
+# --- stops
+
+
+def test_a_stop_during_validation_is_saved_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "VALIDATION_ROWS", 4)
+    interruption, run = Interruption(), create(tmp_path)
+
+    def asking(read, index):
+        interruption.request()
+        return read(index)
+
+    with pytest.raises(Terminated, match=f"at step {EPOCH}, which is saved"):
+        experiment.train(reading(run, "val", asking), interruption)
+    assert saved(run) == [EPOCH]
+    assert rows(run, "val") == []
+    train(run)
+    assert saved(run)[-1] == 2 * EPOCH
+
+
+def test_a_stop_that_was_asked_for_before_the_first_step_saves_that_step(tmp_path):
+    interruption, run = Interruption(), create(tmp_path)
+    interruption.request()
+    with pytest.raises(Terminated, match="at step 1, which is saved"):
+        experiment.train(run, interruption)
+    assert saved(run) == [1]
+
+
+def test_a_stop_during_evaluation_leaves_no_evaluation(tmp_path):
+    interruption, run = Interruption(), create(tmp_path)
+    train(run)
+    seen = []
+
+    def asking(read, index):
+        seen.append(index)
+        interruption.request()
+        return read(index)
+
+    with pytest.raises(Terminated):
+        evaluation.evaluate(reading(run, "test", asking), interruption=interruption)
+    assert len(seen) == 1
+    assert not (run.directory / "evaluation.json").exists()
+
+
+# --- memory
+
+
+@pytest.mark.parametrize(("name", "field", "rows", "smaller"), [("train_step", "data.batch_size", 8, 4)])
+def test_a_step_that_does_not_fit_names_the_batch_size_to_try(tmp_path, monkeypatch, name, field, rows, smaller):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.")
+
+    monkeypatch.setattr(training, name, lambda *_: full)
+    run = create(tmp_path)
+    with pytest.raises(TrainingError, match=rf"{field}={rows}: does not fit.* Try {field}={smaller}\."):
+        train(run)
+    assert saved(run) == []
+
+
+def test_an_evaluation_that_does_not_fit_names_the_batch_size_to_try(tmp_path, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.")
+
+    run = create(tmp_path)
+    train(run)
+    monkeypatch.setattr(evaluation, "_sampled", full)
+    with pytest.raises(TrainingError, match=r"evaluation\.batch_size=6: .* Try evaluation\.batch_size=3\."):
+        evaluation.evaluate(run)
+
+
+def test_another_error_of_the_device_is_not_called_a_lack_of_memory(tmp_path, monkeypatch):
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(training, "train_step", lambda *_: broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        train(create(tmp_path))
+
+
+# --- without TensorFlow
+
+
+WITHOUT_TENSORFLOW = "import sys; sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None\n"
+
+
+def python(code: str, *arguments: str) -> str:
+    """What a fresh interpreter that has no TensorFlow prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TENSORFLOW + code, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_arrays_are_enough_to_train_on():
+    code = """
+import jax, numpy as np, optax, vaejax
+images = np.random.default_rng(0).random((16, 6, 5, 1))
+model = vaejax.build(vaejax.ModelConfig(network="mlp", hidden=(8,), latent_size=2), (6, 5, 1))
+objective = vaejax.elbo(model, vaejax.ObjectiveConfig(), optax.adam(1e-2))
+state = vaejax.init(model, objective, jax.random.key(0))
+step = vaejax.train_step(objective, ema_decay=0.9)
+losses = []
+for _ in range(30):
+    state, report = step(state, vaejax.of_images(images), jax.random.key(1))
+    losses.append(float(report.loss))
+assert int(state.step) == 30
+assert losses[-1] < losses[0] - 1.0, losses
+samples = vaejax.sample(model, state.ema, jax.random.key(2), n=3)
+print(samples.shape, float(samples.min()) >= 0.0, float(samples.max()) <= 1.0)
+"""
+    assert python(code) == "(3, 6, 5, 1) True True\n"
+
+
+def test_a_run_is_evaluated_without_tensorflow(tmp_path):
+    run = create(tmp_path)
+    train(run)
+    told = python("from vaejax.cli import main; sys.exit(main(['evaluate', sys.argv[1]]))", str(run.directory))
+    assert f"test split at step {2 * EPOCH}" in told
+    assert json.loads((run.directory / "evaluation.json").read_text())["metrics"]["elbo"]["n"] == TEST
+
+
+# --- batches
+
+
+def binary(tmp_path: Path, binarization: str) -> Run:
+    return create(tmp_path, data={"binarization": binarization}, model={"likelihood": "bernoulli"})
+
+
+def by_index(batches) -> dict[int, np.ndarray]:
+    """The images of some batches by their stable number, each once."""
+    found: dict[int, np.ndarray] = {}
+    for batch in batches:
+        for index, image, counts in zip(batch["index"], np.asarray(batch["image"]), batch["mask"], strict=True):
+            if counts:
+                assert int(index) not in found
+                found[int(index)] = image
+    return found
+
+
+def epochs(run: Run, count: int) -> list[dict[int, np.ndarray]]:
+    """The images of the first epochs of training."""
+    stream = experiment.training_batches(run, 0)
+    taken = [by_index(itertools.islice(stream, EPOCH)) for _ in range(count)]
+    stream.close()
+    return taken
+
+
+def test_static_binarization_is_one_draw_an_image(tmp_path):
+    run = binary(tmp_path, "static")
+    passes = [*epochs(run, 2), by_index(experiment.evaluation_batches(run, "train", 7))]
+    expected = by_index(experiment.evaluation_batches(run, "train", TRAIN, draw=0))
+    assert sorted(expected) == list(range(TRAIN))
+    for found in passes:
+        assert sorted(found) == list(range(TRAIN))
+        assert all(np.array_equal(found[index], image) for index, image in expected.items())
+    assert set(np.unique(list(expected.values()))) == {0.0, 1.0}
+    chosen = experiment.rows(run, "train", np.array([5, 2]))
+    np.testing.assert_array_equal(chosen["image"], [expected[5], expected[2]])
+
+
+def test_dynamic_binarization_is_a_draw_a_step(tmp_path):
+    run = binary(tmp_path, "dynamic")
+    first, second = epochs(run, 2)
+    assert set(np.unique([*first.values(), *second.values()])) == {0.0, 1.0}
+    assert not any(np.array_equal(first[index], second[index]) for index in range(TRAIN))
+    later = next(experiment.training_batches(run, EPOCH))
+    for index, image in zip(later["index"], later["image"], strict=True):
+        np.testing.assert_array_equal(image, second[int(index)])
+
+
+@pytest.mark.parametrize("binarization", ["static", "dynamic"])
+def test_evaluation_has_one_draw_a_seed_and_split(tmp_path, binarization):
+    run = binary(tmp_path, binarization)
+    one, again, other = (by_index(experiment.evaluation_batches(run, "test", 5, draw)) for draw in (1, 1, 2))
+    assert all(np.array_equal(one[index], again[index]) for index in range(TEST))
+    assert not all(np.array_equal(one[index], other[index]) for index in range(TEST))
+    val = by_index(experiment.evaluation_batches(run, "val", 5, 1))
+    assert not all(np.array_equal(one[index], val[index]) for index in range(VAL))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 13, 20])
+def test_a_pass_over_a_split_counts_every_image_once(tmp_path, batch_size):
+    run = create(tmp_path)
+    batches = list(experiment.evaluation_batches(run, "test", batch_size))
+    assert all(batch["image"].shape == (batch_size, *SHAPE) for batch in batches)
+    assert sum(batch["mask"].sum() for batch in batches) == TEST
+    stored = run.data.splits["test"].read(np.arange(TEST))["image"]
+    for index, image in by_index(batches).items():
+        np.testing.assert_array_equal(image, stored[index])
+
+
+@pytest.mark.parametrize(("likelihood", "levels"), [("gaussian", None), ("discretized_logistic", 16)])
+def test_grey_values_lie_on_the_grid_of_the_likelihood(tmp_path, likelihood, levels):
+    run = create(tmp_path, model={"likelihood": likelihood, "levels": 16})
+    assert experiment.grid(run) == levels
+    for batches in (experiment.training_batches(run, 0), experiment.evaluation_batches(run, "val", 4)):
+        values = np.asarray(next(batches)["image"]) * 15
+        assert (np.abs(values - np.round(values)).max() < 1e-5) == (levels is not None)
+
+
+def test_the_default_binarization_has_no_grid_of_its_own(tmp_path):
+    assert experiment.grid(binary(tmp_path, "dynamic")) is None
