@@ -206,7 +206,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     where = circumstances(["jax", "flax", "optax", "torch"])
-    batch = batches.of_images(np.random.default_rng(0).uniform(size=(arguments.batch, *IMAGE)))
+    batch = batches.batch_of(np.random.default_rng(0).uniform(size=(arguments.batch, *IMAGE)))
     params = models.build(MODEL, IMAGE).init(jax.random.key(0))
     agreement = check_agreement(params, batch)
     weights, images = to_torch(params), to_torch_images(batch)

@@ -18,15 +18,15 @@ def split(n: int, dtype: str = "uint8") -> Split:
 
 def grey(index: list[int], seed: int = 0) -> batches.Batch:
     images = np.random.default_rng(seed).random((100, 5, 6, 1))
-    return batches.of_images(images[index], np.array(index))
+    return batches.batch_of(images[index], np.array(index))
 
 
 def test_of_images_fills_in_the_contract():
-    batch = batches.of_images(np.full((3, 2, 2, 1), 0.5))
+    batch = batches.batch_of(np.full((3, 2, 2, 1), 0.5))
     assert (batch["image"].dtype, batch["mask"].dtype, batch["index"].dtype) == (np.float32, bool, np.int32)
     assert batch["mask"].all()
     np.testing.assert_array_equal(batch["index"], [0, 1, 2])
-    np.testing.assert_array_equal(batches.of_images(batch["image"], np.array([7, 1, 7]))["index"], [7, 1, 7])
+    np.testing.assert_array_equal(batches.batch_of(batch["image"], np.array([7, 1, 7]))["index"], [7, 1, 7])
 
 
 @settings(max_examples=30, deadline=None)

@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from vaejax import checkpoints, evaluation, experiment, journal, runs, training
 from vaejax.config import from_dict
@@ -25,6 +27,17 @@ TRAIN, VAL, TEST = 24, 10, 13
 BATCH = 8
 EPOCH = TRAIN // BATCH
 SHAPE = (6, 5, 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests share what they compile, which is most of their time."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 def images(tmp_path: Path) -> Path:
@@ -235,6 +248,17 @@ def test_a_stop_during_evaluation_leaves_no_evaluation(tmp_path):
     assert not (run.directory / "evaluation.json").exists()
 
 
+def test_a_stop_whose_save_fails_does_not_say_that_it_is_saved(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "_commit", full)
+    interruption, run = Interruption(), create(tmp_path)
+    interruption.request()
+    with pytest.raises(CheckpointError, match="No space left"):
+        experiment.train(run, interruption)
+
+
 # --- memory
 
 
@@ -298,7 +322,7 @@ state = vaejax.init(model, objective, jax.random.key(0))
 step = vaejax.train_step(objective, ema_decay=0.9)
 losses = []
 for _ in range(30):
-    state, report = step(state, vaejax.of_images(images), jax.random.key(1))
+    state, report = step(state, vaejax.batch_of(images), jax.random.key(1))
     losses.append(float(report.loss))
 assert int(state.step) == 30
 assert losses[-1] < losses[0] - 1.0, losses

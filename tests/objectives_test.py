@@ -23,7 +23,7 @@ def built() -> tuple[models.Model, models.Params]:
 
 
 def batch(n: int = 6) -> batches.Batch:
-    return batches.of_images(np.random.default_rng(0).random((6, *SHAPE))[:n])
+    return batches.batch_of(np.random.default_rng(0).random((6, *SHAPE))[:n])
 
 
 @functools.cache

@@ -22,7 +22,7 @@ STEP = training.train_step(OBJECTIVE, 0.999)
 
 
 def batch(n: int = 16) -> batches.Batch:
-    return batches.of_images(np.random.default_rng(0).random((n, *SHAPE)), np.arange(n) + 100)
+    return batches.batch_of(np.random.default_rng(0).random((n, *SHAPE)), np.arange(n) + 100)
 
 
 def trained(steps: int, step: training.TrainStep = STEP) -> tuple[training.TrainState, list[training.Report], list]:
@@ -186,7 +186,7 @@ state = training.init(model, objective, jax.random.key(0))
 losses = []
 for i in range(3):
     images = np.random.default_rng(i).random((16, 8, 8, 1))
-    state, report = step(state, training.place(batches.of_images(images)), jax.random.key(1))
+    state, report = step(state, training.place(batches.batch_of(images)), jax.random.key(1))
     losses.append(float(report.loss))
 whole = all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
 ema = sum(float(abs(leaf).sum()) for leaf in jax.tree.leaves(state.ema))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vaejax.applications.generation import sample
     from vaejax.applications.reconstruction import encode, interpolate, reconstruct
-    from vaejax.batches import of_images
+    from vaejax.batches import batch_of
     from vaejax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, default_config
     from vaejax.errors import VaejaxError
     from vaejax.models import Inference, Model, build
@@ -26,7 +26,7 @@ _HOMES = {
     "encode": "applications.reconstruction",
     "interpolate": "applications.reconstruction",
     "reconstruct": "applications.reconstruction",
-    "of_images": "batches",
+    "batch_of": "batches",
     "Config": "config",
     "ModelConfig": "config",
     "ObjectiveConfig": "config",
@@ -62,7 +62,7 @@ __all__ = [
     "eval_step",
     "init",
     "interpolate",
-    "of_images",
+    "batch_of",
     "reconstruct",
     "sample",
     "train_step",

@@ -151,6 +151,7 @@ def _loop(
                 best = min(best, metrics.get("loss", math.inf))
                 writer.save(number, state, metrics)
             if interruption.requested and not last:
+                writer.wait()  # so that what is told below is true
                 raise Terminated(f"stopped by SIGTERM at step {number}, which is saved; the same command goes on from there.")
             if last:
                 return
