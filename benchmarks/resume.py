@@ -1,15 +1,19 @@
-"""What a killed run loses, and what a damaged checkpoint folder can do: three counts.
+"""What survives kills and damage: three figures, each counted and not claimed.
 
-    python benchmarks/resume.py
+    python -m benchmarks.resume
+    python -m benchmarks.resume --steps=30 --kills=1 --saves=2 --damages=10
 
-(a) the quickstart's model trained while SIGKILL ends it again and again, each time after a new checkpoint, and the same command
-    goes on: the sha256 of parameters, averages and optimiser state against those of an unbroken run;
-(b) SIGKILL at random moments of processes that do nothing but save: how many can be resumed;
-(c) seeded damages of a folder of checkpoints: how often a damaged step is used.
+(a) The quickstart is killed (SIGKILL) several times, each time after a new checkpoint and a random while, and gone on with:
+    sha256 of its parameters and of its optimiser's state against those of a run that nobody disturbed.
+(b) A process that saves without end is killed at a random moment: what it had called saved must be there, bit for bit.
+(c) One damage to a folder of checkpoints: it must be named, and the other checkpoint used.
+
+(b) and (c) use the victim and the damages of the tests. The status is 1 where a figure is not what it should be.
 """
 
 import argparse
 import hashlib
+import os
 import random
 import shutil
 import signal
@@ -21,142 +25,130 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
+from tests import checkpoints_test as victims
 from vaejax import checkpoints, objectives, optimizers, runs, training
-from vaejax.checkpoints import Writer
+from vaejax.errors import CheckpointError
 
 ROOT = Path(__file__).parents[1]
-RUN = "a benchmark"
+DAMAGES = (victims.flip, victims.truncate, victims.delete, victims.empty, victims.stray)
 
 
-def train(workdir: Path, steps: int, every: int, kills: int) -> str:
-    """Trains the quickstart, killed so many times; the sha256 of the last checkpoint's arrays."""
-    command = [sys.executable, str(ROOT / "train.py"), f"--workdir={workdir}", f"--config.training.steps={steps}"]
-    command += [f"--config.training.checkpoint_every={every}", "--config.evaluation.samples=1"]
-    for _ in range(kills):
-        known = saved(workdir)
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-            while process.poll() is None and saved(workdir) <= known:
-                time.sleep(0.02)
-            process.send_signal(signal.SIGKILL)
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    run = runs.load(str(workdir))
-    objective = objectives.elbo(run.model, run.config.objective, optimizers.build(run.config.optimizer, steps))
-    restored = checkpoints.restore(run.checkpoints, run.fingerprint, training.abstract(run.model, objective))
-    assert restored is not None
-    return sha256(restored.state)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300, help="(a) training steps; default: %(default)s")
+    parser.add_argument("--kills", type=int, default=4, help="(a) kills; default: %(default)s")
+    parser.add_argument("--saves", type=int, default=20, help="(b) kills while saving; default: %(default)s")
+    parser.add_argument("--damages", type=int, default=100, help="(c) damages; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of moments and damages; default: %(default)s")
+    given = parser.parse_args()
+    rng = random.Random(given.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [
+            *killed_training(Path(folder), given.steps, given.kills, rng),
+            killed_saves(Path(folder) / "saves", given.saves, rng),
+            damaged(Path(folder) / "damages", given.damages, rng),
+        ]
+    table = Table("what", "found", "expected")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=120).print(table)
+    return int(any(found != expected for _, found, expected in rows))
 
 
-def saved(workdir: Path) -> int:
-    """The newest step that has a name of its own."""
-    return max((int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()), default=-1)
+def killed_training(folder: Path, steps: int, kills: int, rng: random.Random) -> list[tuple[str, str, str]]:
+    """(a): the digests of a run that was killed, beside those of one that was not."""
+    unbroken, broken = folder / "unbroken", folder / "broken"
+    every = max(steps // 12, 1)
+    train(unbroken, steps, every)
+    happened = 0
+    for number in range(1, kills + 1):
+        before = newest(broken)
+        happened += train(broken, steps, every, kill_after=max(before + 1, number * steps // (kills + 2)), rng=rng)
+        print(f"(a) killed with checkpoints up to step {newest(broken)}", flush=True)
+    train(broken, steps, every)
+    expected, found = digests(unbroken), digests(broken)
+    title = f"(a) {steps} steps, a checkpoint every {every}: sha256 of "
+    counted = (f"(a) kills by SIGKILL of {steps} steps of the quickstart", str(happened), str(kills))
+    return [counted, *((title + name, found[name][:16], expected[name][:16]) for name in expected)]
 
 
-def sha256(state: object) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(state):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
+def train(directory: Path, steps: int, every: int, kill_after: int | None = None, rng: random.Random | None = None) -> bool:
+    """Trains the quickstart to its end, or kills it a while after a checkpoint of `kill_after` or later; whether it did."""
+    fields = {"training.steps": steps, "training.checkpoint_every": every, "evaluation.samples": 1}
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "train.py"),
+            f"--config={ROOT / 'configs' / 'quickstart.py'}",
+            f"--workdir={directory}",
+            *(f"--config.{name}={value}" for name, value in fields.items()),
+        ],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    if kill_after is not None and rng is not None:
+        while newest(directory) < kill_after and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 0.5))
+        process.kill()
+    status = process.wait()
+    if status not in (0, -signal.SIGKILL):
+        raise SystemExit(f"the training ended with status {status}")
+    return status == -signal.SIGKILL
 
 
-def state_of(step: int) -> dict[str, jax.Array]:
-    """A state of 8 MiB that its step number determines."""
-    return {"step": jax.numpy.int32(step), "weights": jax.random.normal(jax.random.key(step), (2, 1024, 1024))}
+def newest(directory: Path) -> int:
+    """The newest checkpoint of a run, whole or not; 0 where there is none."""
+    folder = directory / "checkpoints"
+    return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0) if folder.exists() else 0
 
 
-def save_without_end(directory: Path) -> None:
-    """Saves one step after the other, and says so."""
-    found = checkpoints.restore(directory, RUN, abstract())
-    with Writer(directory, RUN) as writer:
-        step = found.step if found else 0
-        while True:
-            step += 1
-            writer.save(step, state_of(step), {"loss": 1.0 / step})
-            print(step, flush=True)
+def digests(directory: Path) -> dict[str, str]:
+    """sha256 of the last parameters, their average, and the optimiser's state."""
+    run = runs.load(str(directory))
+    optimizer = optimizers.build(run.config.optimizer, run.config.training.steps)
+    abstract = training.abstract(run.model, objectives.elbo(run.model, run.config.objective, optimizer))
+    state = checkpoints.restore(run.checkpoints, run.fingerprint, abstract, step=run.config.training.steps).state
+    parts = {"parameters": state.params, "their average": state.ema, "optimiser state": state.objective}
+    return {name: _digest(part) for name, part in parts.items()}
 
 
-def abstract() -> dict[str, jax.ShapeDtypeStruct]:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state_of(0))
+def _digest(tree: object) -> str:
+    sha256 = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        sha256.update(np.asarray(leaf).tobytes())
+    return sha256.hexdigest()
 
 
-def kill_while_saving(directory: Path, times: int, rng: random.Random) -> int:
-    """How many times the newest complete step could be restored, bit for bit."""
+def killed_saves(folder: Path, times: int, rng: random.Random) -> tuple[str, str, str]:
+    """(b): after how many kills the process went on from what it had called saved."""
     resumed = 0
-    for _ in range(times):
-        command = [sys.executable, __file__, f"--save-without-end={directory}"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            process.stdout.readline()  # two saves begun: the first of them is complete
-            time.sleep(rng.uniform(0.0, 0.3))
-            process.send_signal(signal.SIGKILL)
-        found = checkpoints.restore(directory, RUN, abstract())
-        resumed += found is not None and sha256(found.state) == sha256(state_of(found.step))
-    return resumed
+    for number in range(1, times + 1):
+        try:
+            complete, restored = victims.kill_while_saving(folder, rng.uniform(0.0, 1.0))
+            resumed += restored.notes == []
+            print(f"(b) kill {number}: saved up to step {complete}, resumed from {restored.step}", flush=True)
+        except (AssertionError, CheckpointError) as error:
+            print(f"(b) kill {number}: {error}", flush=True)
+    return "(b) resumed after a SIGKILL while saving", f"{resumed} of {times}", f"{times} of {times}"
 
 
-def damage(directory: Path, rng: random.Random) -> None:
-    """Harms the newest step: a flipped bit, a cut, a missing file; or adds a newer one that is none."""
-    newest = directory / "2"
-    file = rng.choice(sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size))
-    kind = rng.choice(("flip", "truncate", "delete", "stray", "empty", "copy"))
-    if kind == "flip":
-        data = bytearray(file.read_bytes())
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        file.write_bytes(data)
-    elif kind == "truncate":
-        file.write_bytes(file.read_bytes()[: rng.randrange(file.stat().st_size)])
-    elif kind == "delete":
-        file.unlink()
-    elif kind == "stray":
-        shutil.copytree(directory / "1", directory / "7", ignore=shutil.ignore_patterns(file.name))
-    elif kind == "empty":
-        (directory / "9").mkdir()
-    else:
-        shutil.copytree(directory / "1", directory / "8")
-
-
-def damaged_and_used(whole: Path, folder: Path, times: int, rng: random.Random) -> int:
-    """How many times what was restored is not exactly what was saved under that number."""
-    silently = 0
+def damaged(folder: Path, times: int, rng: random.Random) -> tuple[str, str, str]:
+    """(c): how many damages were used without a word."""
+    victims.write(folder / "whole", {1: 0.5, 2: 0.9})
+    silent = 0
     for number in range(times):
         directory = folder / str(number)
-        shutil.copytree(whole, directory)
-        damage(directory, rng)
-        found = checkpoints.restore(directory, RUN, abstract())
-        assert found is not None
-        silently += found.step not in (1, 2) or sha256(found.state) != sha256(state_of(found.step)) or not found.notes
+        shutil.copytree(folder / "whole", directory)
+        name = rng.choice(DAMAGES)(directory, rng)
+        restored = victims.restore(directory)
+        silent += str(restored.step) == name or not any(f"/{name}: " in note for note in restored.notes)
         shutil.rmtree(directory)
-    return silently
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300, help="(a) training steps")
-    parser.add_argument("--every", type=int, default=25, help="(a) steps between checkpoints")
-    parser.add_argument("--kills", type=int, default=4, help="(a) SIGKILLs")
-    parser.add_argument("--saves", type=int, default=20, help="(b) SIGKILLs")
-    parser.add_argument("--damages", type=int, default=100, help="(c) damages")
-    parser.add_argument("--save-without-end", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.save_without_end:
-        save_without_end(arguments.save_without_end)
-    rng = random.Random(0)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with Writer(folder / "whole", RUN) as writer:
-            writer.save(1, state_of(1), {"loss": 1.0})
-            writer.save(2, state_of(2), {"loss": 2.0})  # worse: so that 1 is kept as the best
-        used = damaged_and_used(folder / "whole", folder / "damaged", arguments.damages, rng)
-        resumed = kill_while_saving(folder / "killed", arguments.saves, rng)
-        unbroken = train(folder / "unbroken", arguments.steps, arguments.every, kills=0)
-        broken = train(folder / "broken", arguments.steps, arguments.every, arguments.kills)
-    print("| what | seen |\n|---|---|")
-    print(f"| {arguments.steps} steps, killed {arguments.kills} times: sha256 equal to unbroken | {broken == unbroken} |")
-    print(f"| SIGKILL while saving: resumed | {resumed} of {arguments.saves} |")
-    print(f"| damages used silently | {used} of {arguments.damages} |")
+    return f"(c) of {times} damages, used silently", str(silent), "0"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

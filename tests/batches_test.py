@@ -21,7 +21,7 @@ def grey(index: list[int], seed: int = 0) -> batches.Batch:
     return batches.batch_of(images[index], np.array(index))
 
 
-def test_of_images_fills_in_the_contract():
+def test_batch_of_fills_in_the_contract():
     batch = batches.batch_of(np.full((3, 2, 2, 1), 0.5))
     assert (batch["image"].dtype, batch["mask"].dtype, batch["index"].dtype) == (np.float32, bool, np.int32)
     assert batch["mask"].all()
