@@ -185,8 +185,11 @@ def test_the_best_of_an_earlier_life_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "_validate", lambda *_: {"loss": next(losses)})
     run = create(tmp_path, training={"steps": EPOCH})
     train(run)
+    steps, save = [], checkpoints.Writer.save
+    monkeypatch.setattr(checkpoints.Writer, "save", lambda self, step, *rest: (steps.append(step), save(self, step, *rest)))
     run = create(tmp_path, training={"steps": 3 * EPOCH})
     train(run)
+    assert steps == [3 * EPOCH]  # what is worse than the best before is not saved on its account
     assert saved(run) == [EPOCH, 3 * EPOCH]
 
 
