@@ -160,7 +160,7 @@ def _pca(run: Run, split: str, draw: int) -> dict[str, Any]:
     shape = run.model.image_shape
     most = max(PCA_NUMBERS // math.prod(shape), 1)
     stride = -(-run.data.splits["train"].n // most)
-    train = np.concatenate([images.reshape(len(images), -1) for images in _images(run, "train", draw)])[::stride]
+    train = np.concatenate([images.reshape(len(images), -1) for images in _images(run, "train", draw, stride)])
     pca = PCA(min(run.config.model.latent_size, *train.shape), svd_solver="auto", random_state=0).fit(train)
     errors = jax.jit(_errors)
     collected: dict[str, list[np.ndarray]] = {}
@@ -172,9 +172,10 @@ def _pca(run: Run, split: str, draw: int) -> dict[str, Any]:
     return {name: _summary(name, np.concatenate(values)) for name, values in collected.items()}
 
 
-def _images(run: Run, split: str, draw: int) -> Iterator[Float[np.ndarray, "b ..."]]:
+def _images(run: Run, split: str, draw: int, stride: int = 1) -> Iterator[Float[np.ndarray, "b ..."]]:
+    """The images of a split, or those whose index divides by `stride`."""
     for batch in experiment.evaluation_batches(run, split, _rows(run, split), draw):
-        yield np.asarray(batch["image"])[batch["mask"]]
+        yield np.asarray(batch["image"])[batch["mask"] & (batch["index"] % stride == 0)]
 
 
 def _rows(run: Run, split: str) -> int:

@@ -145,12 +145,13 @@ def _loop(
                 show(number, f"{speed:.0f} images/s {words}")
                 read, since = [], time.perf_counter()
             metrics = _validate(run, evaluate, state.ema, interruption) if validate and not stop else {}
+            stop = stop or (validate and not metrics)  # asked for during the validation
             if metrics:
                 journal.write(number, "val", metrics)
-            if save or interruption.requested or metrics.get("loss", math.inf) < best:
+            if save or stop or metrics.get("loss", math.inf) < best:
                 best = min(best, metrics.get("loss", math.inf))
                 writer.save(number, state, metrics)
-            if interruption.requested and not last:
+            if stop and not last:
                 writer.wait()  # so that what is told below is true
                 raise Terminated(f"stopped by SIGTERM at step {number}, which is saved; the same command goes on from there.")
             if last:

@@ -19,7 +19,9 @@ class Journal:
 
         self._file = directory / "metrics.jsonl"
         kept = [row for row in read(directory) if row["step"] <= step]
-        self._file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary = directory / "metrics.jsonl.tmp"  # renamed when it is whole: a kill must not lose the file
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.replace(self._file)
         self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
