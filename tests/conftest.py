@@ -1,9 +1,15 @@
 """A strict session: silent broadcasting, untyped keys and keys used twice are errors."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Compiling is most of the suite's time: tests, and the processes that they start, share what was compiled.
+_COMPILED = tempfile.TemporaryDirectory(prefix="vaejax-compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import pytest
@@ -20,3 +26,11 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real images: no folder {folder.name!r}; set VAEJAX_DATA")
     return folder
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly() -> Iterator[None]:
+    """For tests of many small programs: XLA does not optimise them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -2,14 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from scipy import special, stats
 from sklearn.decomposition import PCA
 
@@ -19,6 +17,8 @@ from vaejax.interruption import Interruption
 from vaejax.models import Params
 from vaejax.runs import Run
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SIZES = {"train": 40, "val": 9, "test": 13}
 SHAPE = (12, 11)
 LATENTS = 3
@@ -26,20 +26,6 @@ SAMPLES = 7
 GAUSSIAN = {"likelihood": "gaussian"}
 BERNOULLI = {"likelihood": "bernoulli"}
 LOGISTIC = {"likelihood": "discretized_logistic", "levels": 16}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiling is most of the time of these tests: they share what they compile, and XLA does not optimise it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 def images(shape: tuple[int, int]) -> dict[str, np.ndarray]:

@@ -5,14 +5,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from vaejax import checkpoints, evaluation, experiment, journal, runs, training
 from vaejax.config import from_dict
@@ -22,25 +20,13 @@ from vaejax.interruption import Interruption
 from vaejax.objectives import Objective
 from vaejax.runs import Run
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 ROOT = Path(__file__).parents[1]
 TRAIN, VAL, TEST = 24, 10, 13
 BATCH = 8
 EPOCH = TRAIN // BATCH
 SHAPE = (6, 5, 1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiling is most of the time of these tests: they share what they compile, and XLA does not optimise it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 def images(tmp_path: Path) -> Path:
@@ -157,10 +143,9 @@ def test_validation_is_told_every_epoch_and_at_the_end(tmp_path):
     assert rows(run, "train")[0].keys() >= {"loss", "distortion", "rate", "learning_rate", "images_per_second"}
 
 
-@pytest.mark.parametrize("at_a_time", [3, 4, 500])
-def test_validation_counts_every_image_once(tmp_path, monkeypatch, at_a_time):
-    monkeypatch.setattr(experiment, "VALIDATION_ROWS", at_a_time)
-    run = create(tmp_path)
+@pytest.mark.parametrize("at_a_time", [3, 5, 24])
+def test_validation_counts_every_image_once(tmp_path, at_a_time):
+    run = create(tmp_path, data={"batch_size": at_a_time})
     params = run.model.init(jax.random.key(3))
 
     def evaluate(params, batch, key):
@@ -214,8 +199,7 @@ def test_there_is_nothing_to_restore_before_training(tmp_path):
 # --- stops
 
 
-def test_a_stop_during_validation_is_saved_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "VALIDATION_ROWS", 4)
+def test_a_stop_during_validation_is_saved_at_once(tmp_path):
     interruption, run = Interruption(), create(tmp_path)
 
     def asking(read, index):

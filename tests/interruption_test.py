@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from vaejax.errors import Terminated
-from vaejax.interruption import Interruption, on_sigterm
+from vaejax.interruption import Interruption, at_once, on_sigterm
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def _terminate() -> None:
 
 
 def test_the_signal_only_asks(outer):
-    with on_sigterm() as interruption:
+    with pytest.raises(Terminated), on_sigterm() as interruption:
         assert not interruption.requested
         _terminate()
         assert interruption.requested
@@ -49,12 +49,12 @@ def test_the_handler_before_is_there_again_afterwards(outer):
 
 
 def test_a_watched_iteration_stops_before_the_next_item(outer):
-    with on_sigterm() as interruption:
+    with pytest.raises(Terminated, match="SIGTERM"), on_sigterm() as interruption:
         items = interruption.watch(range(10))
         assert [next(items), next(items)] == [0, 1]
         _terminate()
-        with pytest.raises(Terminated, match="SIGTERM"):
-            next(items)
+        next(items)
+        pytest.fail("the third item was given")
 
 
 def test_what_is_done_when_asked_is_done():
@@ -79,3 +79,29 @@ def test_nobody_asks_outside_of_the_main_thread(outer):
     thread.start()
     thread.join()
     assert seen == [True, ["a", "b"]]
+
+
+def test_a_request_that_nobody_noticed_is_told_at_the_end(outer):
+    done = []
+    with pytest.raises(Terminated, match="SIGTERM"), on_sigterm():
+        _terminate()
+        done.append("to the end")
+    assert done == ["to the end"]
+
+
+def test_an_error_goes_before_a_request(outer):
+    with pytest.raises(ZeroDivisionError), on_sigterm():
+        _terminate()
+        _ = 1 / 0
+
+
+def test_at_once_is_at_once(outer):
+    done = []
+    with pytest.raises(Terminated, match="SIGTERM"), at_once():
+        with pytest.raises(Terminated), on_sigterm():
+            _terminate()
+            done.append("asked")
+        _terminate()
+        done.append("not reached")
+    assert done == ["asked"]
+    assert signal.getsignal(signal.SIGTERM) is outer[0]

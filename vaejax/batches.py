@@ -63,11 +63,14 @@ def binarized(batches: Iterable[Batch], key: Key[Array, ""], first_step: int | N
             draw wherever it appears (static).
     """
     for count, batch in enumerate(batches):
-        draw = key if first_step is None else jax.random.fold_in(key, first_step + count)
-        yield {**batch, "image": _bernoulli(draw, batch["image"], batch["index"])}
+        step = None if first_step is None else first_step + count
+        yield {**batch, "image": _bernoulli(key, step, batch["image"], batch["index"])}
 
 
 @jax.jit
-def _bernoulli(key: Key[Array, ""], images: Float[Array, "b ..."], index: Int[Array, " b"]) -> Float[Array, "b ..."]:
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(of_examples(key, index))
+def _bernoulli(
+    key: Key[Array, ""], step: int | None, images: Float[Array, "b ..."], index: Int[Array, " b"]
+) -> Float[Array, "b ..."]:
+    draw = key if step is None else jax.random.fold_in(key, step)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(of_examples(draw, index))
     return (uniform < images).astype(jnp.float32)

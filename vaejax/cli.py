@@ -11,6 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is impor
 
 from vaejax import config as configuration
 from vaejax.errors import Terminated, VaejaxError
+from vaejax.interruption import at_once, on_sigterm
 
 SIGTERM_EXIT = 143
 SIGINT_EXIT = 130
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown and known.verb != "train":
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     try:
-        known.run(known, unknown)
+        with at_once():
+            known.run(known, unknown)
     except KeyboardInterrupt:
         print("vaejax: interrupted; the same command goes on from the newest checkpoint.", file=sys.stderr)
         return SIGINT_EXIT
@@ -139,26 +141,23 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = configuration.load(arguments.config, overrides)  # before anything slow is imported
 
     from vaejax import evaluation, experiment, report, runs
-    from vaejax.interruption import on_sigterm
 
     run = runs.create(arguments.workdir, config)
     with on_sigterm() as interruption:
         experiment.train(run, interruption)
         _show(evaluation.evaluate(run, interruption=interruption))
-        print(f"report: {report.write(run)}")
+    print(f"report: {report.write(run)}")
 
 
 def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from vaejax import evaluation, runs
-    from vaejax.interruption import on_sigterm
 
+    run = runs.load(arguments.directory)
     with on_sigterm() as interruption:
-        run = runs.load(arguments.directory)
-        _show(
-            evaluation.evaluate(
-                run, arguments.split, arguments.best, arguments.samples, arguments.draw, interruption=interruption
-            )
+        result = evaluation.evaluate(
+            run, arguments.split, arguments.best, arguments.samples, arguments.draw, interruption=interruption
         )
+    _show(result)
 
 
 def _report(arguments: argparse.Namespace, _: Sequence[str]) -> None:

@@ -22,9 +22,6 @@ from vaejax.progress import bar, console
 from vaejax.runs import Run
 from vaejax.training import TrainState
 
-VALIDATION_ROWS = 500
-"""Images at a time in the pass over the validation split."""
-
 
 class Trained(NamedTuple):
     """The weights of a run at a step."""
@@ -160,11 +157,9 @@ def _loop(
 
 def _validate(run: Run, evaluate: training.EvalStep, params: Params, interruption: Interruption) -> dict[str, float]:
     """Means over the validation split, nats an image; {} where a stop is asked for meanwhile."""
-    rows = min(VALIDATION_ROWS, run.data.splits["val"].n)
-    rows = -(-rows // jax.device_count()) * jax.device_count()
     key = keys.stream(jax.random.key(0), "posterior of val")
     sums: dict[str, float] = {}
-    for batch in evaluation_batches(run, "val", rows):
+    for batch in evaluation_batches(run, "val", run.config.data.batch_size):  # what a training step fits in, this does
         if interruption.requested:
             return {}
         for name, values in evaluate(params, training.place(batch), key).items():

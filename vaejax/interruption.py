@@ -3,12 +3,14 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from vaejax.errors import Terminated
 
 Item = TypeVar("Item")
+
+_GOES_ON = "stopped by SIGTERM; the same command goes on from here."
 
 
 class Interruption:
@@ -35,19 +37,42 @@ class Interruption:
         """
         for item in items:
             if self.requested:
-                raise Terminated("stopped by SIGTERM; the same command goes on from here.")
+                raise Terminated(_GOES_ON)
             yield item
 
 
 @contextlib.contextmanager
 def on_sigterm() -> Iterator[Interruption]:
-    """Within the block SIGTERM only asks; outside of the main thread, where no handler can be set, nobody asks."""
+    """Within the block SIGTERM only asks; outside of the main thread, where no handler can be set, nobody asks.
+
+    Raises:
+        Terminated: at the end of a block that was asked to stop and did not notice.
+    """
     interruption = Interruption()
+    with _handling(interruption.request):
+        yield interruption
+    if interruption.requested:
+        raise Terminated(_GOES_ON)
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Within the block SIGTERM raises Terminated wherever work stands: for work that is not resumed but done again."""
+
+    def stop() -> None:
+        raise Terminated(_GOES_ON)
+
+    with _handling(stop):
+        yield
+
+
+@contextlib.contextmanager
+def _handling(respond: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield interruption
+        yield
         return
-    previous = signal.signal(signal.SIGTERM, lambda *_: interruption.request())
+    previous = signal.signal(signal.SIGTERM, lambda *_: respond())
     try:
-        yield interruption
+        yield
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -6,6 +6,8 @@ from typing import Any, Self
 
 from etils import epath
 
+from vaejax import runs
+
 
 class Journal:
     """Appends to a run's journal; a context manager, since two files are open.
@@ -19,9 +21,7 @@ class Journal:
 
         self._file = directory / "metrics.jsonl"
         kept = [row for row in read(directory) if row["step"] <= step]
-        temporary = directory / "metrics.jsonl.tmp"  # renamed when it is whole: a kill must not lose the file
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(self._file)
+        runs.write_text(self._file, "".join(json.dumps(row) + "\n" for row in kept))
         self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:

@@ -144,7 +144,12 @@ def _write_private(path: epath.Path, data: DataSet) -> None:
 
 
 def write_json(path: epath.Path, value: Any) -> None:
-    """Writes beside and renames, so that no reader sees half a file."""
+    """Writes a value as a JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Writes beside and renames, so that no reader, and no file after a kill, has half of it."""
     temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)
