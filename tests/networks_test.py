@@ -147,9 +147,11 @@ def with_gradients(function: Callable[..., jax.Array], *arguments: jax.Array) ->
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (8, 7)])
-@pytest.mark.parametrize(("stride", "features"), [(1, 1), (1, 40), (2, 4)])
-def test_convolution_and_its_gradients_equal_those_of_xla(size, stride, features):
-    x, kernel = random(2, *size, 3), random(3, 3, 3, features, seed=1)
+@pytest.mark.parametrize(
+    ("stride", "channels", "features"), [(1, 3, 1), (1, 3, 40), (1, 20, 1), (1, 20, 24), (2, 3, 4), (2, 20, 4), (2, 20, 24)]
+)
+def test_convolution_and_its_gradients_equal_those_of_xla(size, stride, channels, features):
+    x, kernel = random(2, *size, channels), random(3, 3, channels, features, seed=1)
     got = with_gradients(lambda x, kernel: convolutions.convolve(x, kernel, stride), x, kernel)
     assert_near(got, with_gradients(lambda x, kernel: convolution(x, kernel, stride), x, kernel))
 

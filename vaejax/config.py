@@ -102,7 +102,7 @@ class ObjectiveConfig(Section):
 
     prefix = "objective."
     beta: float = declare(1.0, "weight of the rate", low=0.0, high=1_000.0)
-    warmup_steps: int = declare(0, "steps over which beta grows linearly from 0", low=0, high=1_000_000_000)
+    warmup_steps: int = declare(0, "steps over which beta grows linearly to its value", low=0, high=1_000_000_000)
     free_bits: float = declare(0.0, "rate, nats per image and level, below which it costs the same", low=0.0, high=100_000.0)
 
 

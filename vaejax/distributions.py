@@ -43,7 +43,7 @@ class DiagonalGaussian:
 
     def log_prob(self, z: Float[Array, "*k b d"]) -> Float[Array, "*k b"]:
         """Log density of `z`, nats a vector."""
-        return _normal_log_prob(*_like(z, self.mean, self.log_scale)).sum(axis=-1)
+        return _normal_log_prob(z, self.mean, self.log_scale).sum(axis=-1)
 
     def sample(self, keys: Key[Array, "*k b"], temperature: float = 1.0) -> Float[Array, "*k b d"]:
         """One draw a key, its standard deviation scaled by `temperature`."""
@@ -106,20 +106,22 @@ class Bernoulli:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["raw_mean", "raw_log_scale"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """A density: normal with mean sigmoid(raw) in (0, 1) and a learned log scale bounded to `IMAGE_LOG_SCALE`."""
+    """A density: normal with mean sigmoid(raw) in (0, 1) and a learned log scale bounded to `IMAGE_LOG_SCALE`.
+
+    `raw_log_scale` has the shape of `raw_mean`, or is `[c]`, one for all pixels.
+    """
 
     raw_mean: jax.Array
     raw_log_scale: jax.Array
 
     @property
-    def log_scale(self) -> Float[Array, "*kb"]:
-        """Log standard deviation, in units of the image range."""
+    def log_scale(self) -> Float[Array, "*n"]:
+        """Log standard deviation, in units of the image range, in the shape of `raw_log_scale`."""
         return soft_bound(self.raw_log_scale, *IMAGE_LOG_SCALE)
 
     def pixel_log_prob(self, images: Float[Array, "*b"]) -> Float[Array, "*kb"]:
         """Log density; the images are points of [0, 1], not grey levels."""
-        x, mean = _like(images, self.mean())
-        return _normal_log_prob(x, mean, self.log_scale)
+        return _normal_log_prob(images, self.mean(), self.log_scale)
 
     def mean(self) -> Float[Array, "*kb"]:
         """Expected image."""
@@ -129,7 +131,8 @@ class Gaussian:
         """A draw clipped to [0, 1], so that it is an image."""
         event = self.raw_mean.shape[keys.ndim :]
         noise = _per_key(lambda key: jax.random.normal(key, event), keys)
-        return jnp.clip(self.mean() + jnp.exp(self.log_scale) * noise, 0.0, 1.0)
+        mean, scale = _like(self.mean(), jnp.exp(self.log_scale))
+        return jnp.clip(mean + scale * noise, 0.0, 1.0)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["raw_location", "raw_log_scale"], meta_fields=["levels"])
@@ -138,6 +141,7 @@ class DiscretizedLogistic:
     """Grey levels: a logistic, its mass rounded to the grid 0, 1/(levels-1), ..., 1 with both tails in the end levels.
 
     Kingma et al. 2016 (IAF), section 6; the location is bounded to `IMAGE_LOCATION`, the log scale to `IMAGE_LOG_SCALE`.
+    `raw_log_scale` has the shape of `raw_location`, or is `[c]`, one for all pixels.
     """
 
     raw_location: jax.Array
@@ -150,8 +154,8 @@ class DiscretizedLogistic:
         return soft_bound(self.raw_location, *IMAGE_LOCATION)
 
     @property
-    def scale(self) -> Float[Array, "*kb"]:
-        """Scale of the logistic, in units of the image range."""
+    def scale(self) -> Float[Array, "*n"]:
+        """Scale of the logistic, in units of the image range, in the shape of `raw_log_scale`."""
         return jnp.exp(soft_bound(self.raw_log_scale, *IMAGE_LOG_SCALE))
 
     def pixel_log_prob(self, images: Float[Array, "*b"]) -> Float[Array, "*kb"]:
@@ -160,11 +164,12 @@ class DiscretizedLogistic:
         With a and b the standardised upper and lower edge of the level,
         s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)) for the sigmoid s, so no difference of near numbers is taken.
         """
-        x, location = _like(images, self.location)
         half = 0.5 / (self.levels - 1)
-        upper, lower = (x - location + half) / self.scale, (x - location - half) / self.scale
+        log_width = jnp.log(-jnp.expm1(-2.0 * half / self.scale))
+        location, x, scale, log_width = _like(self.location, images, self.scale, log_width)
+        upper, lower = (x - location + half) / scale, (x - location - half) / scale
         below_one, above_zero = jax.nn.log_sigmoid(upper), jax.nn.log_sigmoid(-lower)
-        inside = below_one + above_zero + jnp.log(-jnp.expm1(-2.0 * half / self.scale))
+        inside = below_one + above_zero + log_width
         return jnp.where(x < half, below_one, jnp.where(x > 1.0 - half, above_zero, inside))
 
     def mean(self) -> Float[Array, "*kb"]:
@@ -172,18 +177,20 @@ class DiscretizedLogistic:
 
         The sum over levels is that integral's midpoint rule: they differ by less than half a level.
         """
-        location, scale = self.location, self.scale
+        location, scale = _like(self.location, self.scale)
         return scale * (jax.nn.softplus(location / scale) - jax.nn.softplus((location - 1.0) / scale))
 
     def sample(self, keys: Key[Array, "*kb"]) -> Float[Array, "*kb"]:
         """A level a pixel, by inversion."""
         uniform = jnp.clip(_uniform(keys, self.raw_location), 1e-7, 1.0 - 1e-7)
-        x = self.location + self.scale * (jnp.log(uniform) - jnp.log1p(-uniform))
+        location, scale = _like(self.location, self.scale)
+        x = location + scale * (jnp.log(uniform) - jnp.log1p(-uniform))
         return jnp.round(jnp.clip(x, 0.0, 1.0) * (self.levels - 1)) / (self.levels - 1)
 
 
-def _normal_log_prob(x: Float[Array, "*n"], mean: Float[Array, "*n"], log_scale: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    return -0.5 * (((x - mean) * jnp.exp(-log_scale)) ** 2 + _LOG_2PI) - log_scale
+def _normal_log_prob(x: Float[Array, "*n"], mean: Float[Array, "*n"], log_scale: Float[Array, "*m"]) -> Float[Array, "*n"]:
+    x, mean, log_scale, precision = _like(x, mean, log_scale, jnp.exp(-log_scale))  # once a scale, however many share it
+    return -0.5 * (((x - mean) * precision) ** 2 + _LOG_2PI) - log_scale
 
 
 def _like(first: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:

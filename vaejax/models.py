@@ -35,7 +35,7 @@ class Inference(NamedTuple):
     mean: Latents
     """Posterior mean, each leaf `[b, ...]`."""
     likelihood: dist.Likelihood
-    """p(x|z) of the draws, its parameters `[k, b, *spatial, c]`."""
+    """p(x|z) of the draws; its parameters are `[k, b, *spatial, c]`, but for a scale that all pixels share, which is `[c]`."""
 
 
 class Model(NamedTuple):
@@ -125,7 +125,7 @@ def _likelihood(config: ModelConfig, raw: Float[Array, "*n"], params: Params) ->
     if config.likelihood == "bernoulli":
         return dist.Bernoulli(raw)
     if config.scale == "shared":
-        location, scale = raw, jnp.broadcast_to(params["log_scale"], raw.shape)
+        location, scale = raw, params["log_scale"]
     else:
         location, scale = jnp.split(raw, 2, axis=-1)
     if config.likelihood == "gaussian":

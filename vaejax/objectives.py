@@ -40,8 +40,8 @@ class Objective(NamedTuple):
 def elbo(model: Model, config: ObjectiveConfig, optimizer: optax.GradientTransformation) -> Objective:
     """The negative evidence lower bound, distortion + beta * rate, with one posterior draw an image.
 
-    beta weighs the rate (Higgins et al. 2017), grows linearly from 0 over `warmup_steps` (Sonderby et al. 2016), and a level's
-    mean rate below `free_bits` costs as much as `free_bits` (Kingma et al. 2016, eq. 15).
+    beta weighs the rate (Higgins et al. 2017) and grows linearly to its value over `warmup_steps` (Sonderby et al. 2016). A
+    level's mean rate below `free_bits` costs as much as `free_bits` (Kingma et al. 2016, eq. 15).
     """
 
     def loss(params: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]) -> tuple[jax.Array, dict[str, jax.Array]]:

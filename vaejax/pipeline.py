@@ -60,7 +60,7 @@ def training_batches(
         columns = read(index)
         images = tf.cast(columns["image"], tf.float32) / white
         images = augmentation.augment(images, tf.stack([tf.constant(seed, tf.int64), step]), augment)
-        images = images if levels is None else requantise(images, levels)
+        images = images if levels is None else quantize(images, levels)
         return columns | {"image": images, "mask": tf.ones(batch_size, tf.bool), "index": tf.cast(index, tf.int32)}
 
     options = tf.data.Options()
@@ -90,7 +90,7 @@ def epoch_order(positions: Int64[tf.Tensor, "B"], n: int, seed: int) -> Int64[tf
     )
 
 
-def requantise(images: Float32[tf.Tensor, "*B"], levels: int) -> Float32[tf.Tensor, "*B"]:
+def quantize(images: Float32[tf.Tensor, "*B"], levels: int) -> Float32[tf.Tensor, "*B"]:
     """Rounds values in [0, 1] to the nearest of `levels` equally spaced grey values, 0 and 1 included."""
     return tf.round(images * (levels - 1)) / (levels - 1)
 

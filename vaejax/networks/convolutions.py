@@ -5,6 +5,7 @@ On other platforms each is XLA's own. `docs/performance.md` has the measurements
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 FEW_CHANNELS = 16
-"""Outputs up to which a convolution on a CPU is one matrix product and shifted sums."""
+"""Channels up to which, on a CPU, nine shifts of an image are made and multiplied at once."""
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _SIDE = 3
@@ -65,11 +66,12 @@ class Subpixel(nn.Module):
         return y[:, : self.size[0], : self.size[1]]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], stride: int = 1) -> Float[Array, "b h2 w2 d"]:
     """Cross-correlation with same padding."""
     if stride == 1 and kernel.shape[-1] <= FEW_CHANNELS:
         return jax.lax.platform_dependent(x, kernel, cpu=_convolve_to_few, default=_convolve_natively)
-    return _convolve(x, kernel, stride)
+    return _convolve_natively(x, kernel, stride)
 
 
 def _convolve_natively(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
@@ -84,20 +86,18 @@ def _convolve_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return functools.reduce(jnp.add, (taps[:, i : i + h, j : j + w, i, j] for i in range(_SIDE) for j in range(_SIDE)))
 
 
-_convolve = jax.custom_vjp(_convolve_natively, nondiff_argnums=(2,))
-
-
 def _convolve_forward(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _convolve_natively(x, kernel, stride), (x, kernel)
+    return convolve(x, kernel, stride), (x, kernel)
 
 
 def _convolve_backward(stride: int, saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
+    g = jax.lax.optimization_barrier(g)  # read nine times below: computed once
     (x_gradient,) = jax.linear_transpose(lambda x: _convolve_natively(x, kernel, stride), x)(g)
     return x_gradient, _kernel_gradient(x, g, stride)
 
 
-_convolve.defvjp(_convolve_forward, _convolve_backward)
+convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -131,13 +131,19 @@ convolve_transposed.defvjp(_transposed_forward, _transposed_backward)
 
 
 def _kernel_gradient(x: Float[Array, "b h w c"], g: Float[Array, "b h2 w2 d"], stride: int) -> Float[Array, "3 3 c d"]:
-    """Gradient of `<g, convolve(x, kernel, stride)>` by the kernel; on a CPU one matrix product a tap."""
-    return jax.lax.platform_dependent(
-        x,
-        g,
-        cpu=functools.partial(_kernel_gradient_by_taps, stride=stride),
-        default=functools.partial(_kernel_gradient_natively, stride=stride),
-    )
+    """Gradient of `<g, convolve(x, kernel, stride)>` by the kernel; on a CPU by matrix products.
+
+    One product where the nine shifts of x or of g are few numbers a pixel, else one a tap.
+    """
+    by_products: Callable[[jax.Array, jax.Array], jax.Array]
+    if x.shape[-1] <= FEW_CHANNELS:
+        by_products = functools.partial(_kernel_gradient_from_few, stride=stride)
+    elif stride == 1 and g.shape[-1] <= FEW_CHANNELS:
+        by_products = _kernel_gradient_to_few
+    else:
+        by_products = functools.partial(_kernel_gradient_by_taps, stride=stride)
+    natively = functools.partial(_kernel_gradient_natively, stride=stride)
+    return jax.lax.platform_dependent(x, g, cpu=by_products, default=natively)
 
 
 def _kernel_gradient_natively(x: jax.Array, g: jax.Array, stride: int) -> jax.Array:
@@ -147,15 +153,35 @@ def _kernel_gradient_natively(x: jax.Array, g: jax.Array, stride: int) -> jax.Ar
 
 
 def _kernel_gradient_by_taps(x: jax.Array, g: jax.Array, stride: int) -> jax.Array:
-    size, out = x.shape[1:3], g.shape[1:3]
+    flat = g.reshape(-1, g.shape[-1])
+    taps = [tap.reshape(-1, x.shape[-1]).T @ flat for tap in _taps(x, stride)]
+    return jnp.stack(taps).reshape(_SIDE, _SIDE, x.shape[-1], g.shape[-1])
+
+
+def _kernel_gradient_from_few(x: jax.Array, g: jax.Array, stride: int) -> jax.Array:
+    patches = jnp.stack(_taps(x, stride), axis=3).reshape(-1, _SIDE * _SIDE * x.shape[-1])
+    return (patches.T @ g.reshape(-1, g.shape[-1])).reshape(_SIDE, _SIDE, x.shape[-1], g.shape[-1])
+
+
+def _kernel_gradient_to_few(x: jax.Array, g: jax.Array) -> jax.Array:
+    """What tap (i, j) reads of x for a pixel of g is, for a pixel of x, what tap (-i, -j) reads of g."""
+    c, d = x.shape[-1], g.shape[-1]
+    patches = jnp.stack(_taps(g, stride=1)[::-1], axis=3).reshape(-1, _SIDE * _SIDE * d)
+    return (x.reshape(-1, c).T @ patches).reshape(c, _SIDE, _SIDE, d).transpose(1, 2, 0, 3)
+
+
+def _taps(x: Float[Array, "b h w c"], stride: int) -> list[Float[Array, "b h2 w2 c"]]:
+    """What each of the nine taps of a kernel reads, from the first row's first on; zeros beyond the edge."""
+    size = x.shape[1:3]
+    out = [-(-s // stride) for s in size]
     padding = [max((o - 1) * stride + _SIDE - s, 0) for s, o in zip(size, out, strict=True)]
     x = jnp.pad(x, ((0, 0), *((total // 2, total - total // 2) for total in padding), (0, 0)))
 
     def tap(i: int, j: int) -> jax.Array:
         rows, columns = (slice(start, start + (o - 1) * stride + 1, stride) for start, o in zip((i, j), out, strict=True))
-        return x[:, rows, columns].reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])
+        return x[:, rows, columns]
 
-    return jnp.stack([jnp.stack([tap(i, j) for j in range(_SIDE)]) for i in range(_SIDE)])
+    return [tap(i, j) for i in range(_SIDE) for j in range(_SIDE)]
 
 
 def _parameters(
