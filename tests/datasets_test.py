@@ -1,6 +1,7 @@
 """Every source gives the same images on every load, in fixed splits; whatever is wrong with them is said."""
 
 import gzip
+import errno
 import json
 import stat
 import struct
@@ -124,6 +125,18 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path):
     root, cache = _folder(tmp_path / "images"), tmp_path / "cache"
     (root / "a" / "0.png").write_bytes(b"")
     with pytest.raises(DataError):
+        load(_config(root), cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_full_disk_is_told_in_one_error_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    root, cache = _folder(tmp_path / "images"), tmp_path / "cache"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vaejax.datasets.prepared._write_array", full)
+    with pytest.raises(DataError, match=r"data\.cache='.*cache'.*No space left.*Check free space"):
         load(_config(root), cache)
     assert list(cache.iterdir()) == []
 

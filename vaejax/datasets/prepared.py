@@ -63,7 +63,7 @@ def prepare(source: Source, config: DataConfig, cache: Path) -> DataSet:
     """Opens the prepared images in `cache`; prepares them first where they are absent or damaged.
 
     Raises:
-        DataError: images are unreadable, or do not agree in size, channels or depth.
+        DataError: images are unreadable, or do not agree in size, channels or depth; or `cache` cannot be written.
     """
     fingerprint = _fingerprint(source, config)
     folder = cache / f"{config.name.replace(':', '-').replace('/', '-')}-{fingerprint[:16]}"
@@ -71,14 +71,24 @@ def prepare(source: Source, config: DataConfig, cache: Path) -> DataSet:
         Console(stderr=True).print(f"Prepared images in {folder} are damaged: preparing them again.")
         shutil.rmtree(folder)
     if not folder.exists():
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".preparing-", dir=cache))  # mode 0700
         try:
-            _write(temporary, source, config, fingerprint)
-            _publish(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _prepare(cache, folder, source, config, fingerprint)
+        except OSError as error:
+            raise DataError(
+                f"data.cache={str(cache)!r}: the images could not be prepared there: {error}. "
+                "Check free space and permissions, or choose another folder."
+            ) from error
     return _open(folder)
+
+
+def _prepare(cache: Path, folder: Path, source: Source, config: DataConfig, fingerprint: str) -> None:
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".preparing-", dir=cache))  # mode 0700
+    try:
+        _write(temporary, source, config, fingerprint)
+        _publish(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _fingerprint(source: Source, config: DataConfig) -> str:
