@@ -1,7 +1,7 @@
 """Every source gives the same images on every load, in fixed splits; whatever is wrong with them is said."""
 
-import gzip
 import errno
+import gzip
 import json
 import stat
 import struct
