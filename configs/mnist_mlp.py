@@ -21,10 +21,11 @@ def get_config() -> ConfigDict:
     config.model.latent_size = 40
     config.model.hidden = (512, 512)
     config.model.likelihood = "bernoulli"
-    config.objective.warmup_steps = 4_000
-    config.optimizer.learning_rate = 2e-3
+    config.data.batch_size = 256
+    config.objective.warmup_steps = 3_000
+    config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 1_000
-    config.training.steps = 45_000
+    config.training.steps = 26_000
     config.training.checkpoint_every = 5_000
     config.training.log_every = 500
     return config

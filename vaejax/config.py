@@ -79,13 +79,23 @@ class ModelConfig(Section):
     """The networks, the latent space and the likelihood."""
 
     prefix = "model."
-    network: str = declare("cnn", "encoder and decoder", choices=("mlp", "cnn"))
+    network: str = declare("cnn", "encoder and decoder", choices=("mlp", "cnn", "resnet", "transformer"))
     latent_size: int = declare(16, "latent dimensions", low=1, high=65_536)
     hidden: tuple[int, ...] = declare((256,), "widths of the dense hidden layers, from the image inwards", low=1, high=65_536)
     features: tuple[int, ...] = declare(
-        (32, 64), "cnn: channels after each halving of the image, from the image inwards", low=1, high=8_192
+        (32, 64), "cnn, resnet: channels after each halving of the image, from the image inwards", low=1, high=8_192
     )
+    blocks: int = declare(2, "resnet: residual blocks at each size of the image", low=1, high=1_000)
+    patch_size: int = declare(4, "transformer: side of a square patch, pixels; it divides the image", low=1, high=4_096)
+    width: int = declare(128, "transformer: numbers a token; a multiple of the heads", low=1, high=65_536)
+    depth: int = declare(4, "transformer: blocks of attention and a dense layer", low=1, high=1_000)
+    heads: int = declare(4, "transformer: attention heads", low=1, high=1_024)
     activation: str = declare("silu", "nonlinearity between layers", choices=ACTIVATIONS)
+    norm: str = declare(
+        "none",
+        "normalisation before each nonlinearity, by parameters alone; a transformer has its own layer norm in any case",
+        choices=("none", "layer", "group"),
+    )
     likelihood: str = declare(
         "gaussian",
         "p(image | latents): bernoulli for binarised images, a density, or discrete grey levels",
@@ -94,6 +104,13 @@ class ModelConfig(Section):
     scale: str = declare("shared", "the likelihood's learned scale: one a channel, or one a pixel", choices=("shared", "pixel"))
     levels: int = declare(256, "grey levels of the discretized logistic likelihood", low=2, high=65_536)
     dtype: str = declare("float32", "precision inside the networks; all else is float32", choices=("float32", "bfloat16"))
+
+    def __post_init__(self) -> None:
+        """Checks what no field can check alone."""
+        super().__post_init__()
+        if self.network == "transformer" and self.width % self.heads:
+            nearest = max(round(self.width / self.heads), 1) * self.heads
+            raise ConfigError(f"model.width={self.width}: expected a multiple of model.heads={self.heads}, such as {nearest}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,20 +9,35 @@ from jaxtyping import Array, Float, Key
 from vaejax.config import ModelConfig
 from vaejax.networks.cnn import CNNDecoder, CNNEncoder
 from vaejax.networks.mlp import MLPDecoder, MLPEncoder
+from vaejax.networks.transformer import TransformerDecoder, TransformerEncoder, require_whole_patches
 
 
 def encoder(config: ModelConfig, outputs: int) -> nn.Module:
     """A module `[b, *image_shape] -> [b, outputs]`."""
     if config.network == "mlp":
-        return MLPEncoder(config.hidden, outputs, config.activation, config.dtype)
-    return CNNEncoder(config.features, config.hidden, outputs, config.activation, config.dtype)
+        return MLPEncoder(config, outputs)
+    if config.network == "transformer":
+        return TransformerEncoder(config, outputs)
+    return CNNEncoder(config, outputs, _blocks(config))
 
 
 def decoder(config: ModelConfig, image_shape: tuple[int, int, int]) -> nn.Module:
-    """A module `[b, latent_size] -> [b, *image_shape]`."""
+    """A module `[b, latent_size] -> [b, *image_shape]`.
+
+    Raises:
+        ConfigError: the transformer's patches do not divide the image.
+    """
     if config.network == "mlp":
-        return MLPDecoder(config.hidden, image_shape, config.activation, config.dtype)
-    return CNNDecoder(config.features, config.hidden, image_shape, config.activation, config.dtype)
+        return MLPDecoder(config, image_shape)
+    if config.network == "transformer":
+        require_whole_patches(config, image_shape)
+        return TransformerDecoder(config, image_shape)
+    return CNNDecoder(config, image_shape, _blocks(config))
+
+
+def _blocks(config: ModelConfig) -> int:
+    """Residual blocks at each size of the image."""
+    return config.blocks if config.network == "resnet" else 0
 
 
 def init(network: nn.Module, key: Key[Array, ""], shape: tuple[int, ...]) -> Any:

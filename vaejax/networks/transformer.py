@@ -1,0 +1,85 @@
+"""Transformer encoder and decoder (Dosovitskiy et al. 2021): an image is a sequence of square patches."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vaejax.config import ModelConfig
+from vaejax.errors import ConfigError
+from vaejax.networks.activations import ACTIVATIONS
+
+
+class TransformerEncoder(nn.Module):
+    """Patches -> attention blocks -> all tokens side by side -> `outputs` numbers."""
+
+    config: ModelConfig
+    outputs: int
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b outputs"]:
+        """Maps `[b, h, w, c]` to `[b, outputs]`, float32."""
+        config = self.config
+        b, h, w, c = images.shape
+        p = config.patch_size
+        patches = images.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)
+        tokens = _Blocks(config)(nn.Dense(config.width, dtype=config.dtype)(patches))
+        return nn.Dense(self.outputs, dtype=config.dtype)(tokens.reshape(b, -1)).astype(jnp.float32)
+
+
+class TransformerDecoder(nn.Module):
+    """Latent vector -> one token a patch -> attention blocks -> patches -> `[h, w, c]`."""
+
+    config: ModelConfig
+    image_shape: tuple[int, int, int]
+
+    @nn.compact
+    def __call__(self, latents: Float[Array, "b d"]) -> Float[Array, "b h w c"]:
+        """Maps `[b, d]` to `[b, *image_shape]`, float32."""
+        config, p = self.config, self.config.patch_size
+        h, w, c = self.image_shape
+        rows, columns = h // p, w // p
+        tokens = nn.Dense(rows * columns * config.width, dtype=config.dtype)(latents).reshape(-1, rows * columns, config.width)
+        patches = nn.Dense(p * p * c, dtype=config.dtype)(_Blocks(config)(tokens))
+        images = patches.reshape(-1, rows, columns, p, p, c).transpose(0, 1, 3, 2, 4, 5)
+        return images.reshape(-1, h, w, c).astype(jnp.float32)
+
+
+def require_whole_patches(config: ModelConfig, image_shape: tuple[int, ...]) -> None:
+    """Raises ConfigError where patches do not divide the image, with the nearest sizes that do."""
+    common, size = math.gcd(*image_shape[:2]), config.patch_size
+    if common % size == 0:
+        return
+    divisors = [d for d in range(1, common + 1) if common % d == 0]
+    nearest = min(divisors, key=lambda d: abs(d - size))
+    raise ConfigError(
+        f"model.patch_size={size}: expected a divisor of the image's height and width, {image_shape[0]} x {image_shape[1]}. "
+        f"The nearest is model.patch_size={nearest}; or choose another data.image_size."
+    )
+
+
+class _Blocks(nn.Module):
+    """Positions added, then attention and a dense layer a block, each after its own layer norm; one more norm at the end."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
+        config, dtype = self.config, self.config.dtype
+        positions = self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
+        x = x + positions[jnp.newaxis].astype(x.dtype)
+        for _ in range(config.depth):
+            x = x + _attention(config, nn.LayerNorm(dtype=dtype)(x))
+            y = nn.Dense(4 * config.width, dtype=dtype)(nn.LayerNorm(dtype=dtype)(x))
+            x = x + nn.Dense(config.width, dtype=dtype)(ACTIVATIONS[config.activation](y))
+        return nn.LayerNorm(dtype=dtype)(x)
+
+
+def _attention(config: ModelConfig, x: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
+    """Every token looks at every other."""
+    query, key, value = jnp.split(nn.Dense(3 * config.width, dtype=config.dtype)(x), 3, axis=-1)
+    heads = [y.reshape(*y.shape[:2], config.heads, -1) for y in (query, key, value)]
+    mixed = jax.nn.dot_product_attention(*heads)
+    return nn.Dense(config.width, dtype=config.dtype)(mixed.reshape(x.shape))
