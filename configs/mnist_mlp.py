@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.objective.warmup_steps = 3_000
     config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 1_000
-    config.training.steps = 26_000
+    config.training.steps = 21_000
     config.training.checkpoint_every = 5_000
     config.training.log_every = 500
     return config
