@@ -171,11 +171,11 @@ def opened(monkeypatch) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "output", "given"),
     [
-        (["sample", "run"], "run/gallery", (False, 100, 0, 1.0)),
+        (["sample", "run"], "run/gallery", (False, 100, 0, 1.0, None)),
         (
-            ["sample", "run", "--best", "--n=3", "--seed=2", "--temperature=0.5", "--output=out"],
+            ["sample", "run", "--best", "--n=3", "--seed=2", "--temperature=0.5", "--label=7", "--output=out"],
             "out",
-            (True, 3, 2, 0.5),
+            (True, 3, 2, 0.5, "7"),
         ),
         (["reconstruct", "run"], "run/gallery", (False, "test", 10, 0)),
         (["reconstruct", "run", "--best", "--split=val", "--n=3", "--seed=2", "--output=out"], "out", (True, "val", 3, 2)),

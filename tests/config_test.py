@@ -23,6 +23,7 @@ PARTNERS = {
     ("data.binarization", "static"): {"model.likelihood": "bernoulli"},
     ("data.binarization", "dynamic"): {"model.likelihood": "bernoulli"},
     ("model.likelihood", "bernoulli"): {"data.binarization": "dynamic"},
+    ("objective.gradient", "doubly_reparameterized"): {"objective.name": "iwae"},
     ("optimizer.weight_decay", 1.0): {"optimizer.name": "adamw"},
     ("optimizer.warmup_steps", 999_999_999): {"training.steps": 1_000_000_000},
 }
@@ -222,6 +223,14 @@ def test_a_section_is_no_value(value):
         ({"data.name": "medmnist"}, "data.path=None", "'medmnist'"),
         ({"data.name": "image_folder"}, "data.path=None", "'image_folder'"),
         ({"data.name": "mnist"}, "data.name='mnist'", "mnist5k, idx, medmnist, image_folder"),
+        (
+            {"model.network": "transformer", "model.patch_size": 5, "data.image_size": (28, 42)},
+            "model.patch_size=5",
+            "28 x 42. The nearest is model.patch_size=7",
+        ),
+        ({"model.network": "transformer", "model.width": 10}, "model.width=10", "model.heads=4, such as 8"),
+        ({"objective.name": "iwae", "objective.free_bits": 1.0}, "objective.free_bits=1.0", 'objective.name="elbo"'),
+        ({"objective.gradient": "doubly_reparameterized"}, "objective.gradient='doubly", 'objective.name="iwae"'),
         ({"data.image_size": (28,)}, "data.image_size=(28,)", "(height, width)"),
         ({"data.image_size": (28, 28, 1)}, "data.image_size=(28, 28, 1)", "(height, width)"),
     ],
@@ -241,6 +250,9 @@ def test_contradictions_are_refused(settings, start, named):
         {"data.binarization": "dynamic", "model.likelihood": "bernoulli", "augment.rotate": 5.0},
         {"data.name": "idx", "data.path": "somewhere"},
         {"data.name": "tfds:mnist"},
+        {"model.network": "transformer", "model.patch_size": 7, "data.image_size": (28, 42)},
+        {"model.network": "cnn", "model.patch_size": 5, "data.image_size": (28, 42)},
+        {"objective.name": "iwae", "objective.samples": 50, "objective.gradient": "doubly_reparameterized"},
     ],
 )
 def test_what_fits_together_is_accepted(settings):

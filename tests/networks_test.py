@@ -220,8 +220,3 @@ def test_patches_that_do_not_divide_the_image_are_refused_with_the_nearest_that_
     settings = config(network="transformer", patch_size=5)
     with pytest.raises(ConfigError, match=r"model\.patch_size=5: expected a divisor .* 28 x 42.*patch_size=7"):
         networks.decoder(settings, (28, 42, 1))
-
-
-def test_a_width_that_the_heads_do_not_divide_is_refused():
-    with pytest.raises(ConfigError, match=r"model\.width=10: expected a multiple of model\.heads=4, such as 8"):
-        config(network="transformer", width=10, heads=4)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from vaejax import batches, models, objectives
+from vaejax import batches, models, networks, objectives
 from vaejax import distributions as dist
 from vaejax.config import ModelConfig, ObjectiveConfig
 from vaejax.keys import of_examples
@@ -28,7 +28,7 @@ def batch(n: int = 6) -> batches.Batch:
 
 @functools.cache
 def descent(config: ObjectiveConfig) -> objectives.Objective:
-    objective = objectives.elbo(built()[0], config, optax.sgd(1.0))
+    objective = objectives.build(built()[0], config, optax.sgd(1.0))
     return objective._replace(update=jax.jit(objective.update))
 
 
@@ -124,3 +124,118 @@ def test_rate_and_distortion_of_an_image_do_not_depend_on_the_batch():
         np.testing.assert_allclose(fewer[name], terms[name][:2], rtol=1e-4, atol=1e-5)
     twice = {name: np.concatenate([values, values]) for name, values in batch().items()}
     assert float(update(data=twice).loss) == pytest.approx(float(update().loss), rel=1e-5)
+
+
+# --- the importance-weighted bound
+
+
+@functools.cache
+def log_weights(samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Log p(x|z) and log q(z|x) - log p(z) of the draws that a step makes, float64 [k, b]."""
+    model, params = built()
+    keys = of_examples(jax.random.key(1), batch()["index"])
+    inference = jax.jit(model.infer, static_argnums=3)(params, batch()["image"], keys, samples)
+    return np.float64(dist.log_prob(inference.likelihood, batch()["image"])), np.float64(inference.log_ratio)
+
+
+@pytest.mark.parametrize(("samples", "beta"), [(1, 1.0), (5, 1.0), (5, 0.3)])
+@pytest.mark.parametrize("estimator", ["reparameterized", "doubly_reparameterized"])
+def test_the_importance_weighted_loss_is_its_formula(samples, beta, estimator):
+    log_likelihood, log_ratio = log_weights(samples)
+    weights = np.exp(log_likelihood - beta * log_ratio)
+    result = update(name="iwae", samples=samples, beta=beta, gradient=estimator)
+    assert float(result.loss) == pytest.approx(-np.log(weights.mean(axis=0)).mean(), rel=1e-4)
+    np.testing.assert_allclose(result.terms["distortion"], -log_likelihood.mean(axis=0), rtol=1e-4)
+
+
+def test_more_draws_tighten_the_bound():
+    losses = [float(update(name="iwae", samples=samples).loss) for samples in (1, 10, 300)]
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_its_plain_gradient_equals_differences_of_the_loss():
+    params, settings = built()[1], {"name": "iwae", "samples": 4}
+    direction = jax.tree.map(lambda leaf: np.random.default_rng(leaf.size).normal(size=leaf.shape), params)
+    slope = sum(jax.tree.leaves(jax.tree.map(np.vdot, gradient(update(**settings)), direction)))
+    low, high = (
+        float(update(params=jax.tree.map(lambda a, b, e=e: jnp.float32(a + e * b), params, direction), **settings).loss)
+        for e in (-5e-3, 5e-3)
+    )
+    assert float(slope) == pytest.approx((high - low) / 1e-2, rel=2e-2)
+
+
+def test_the_doubly_reparameterized_gradient_is_its_formula():
+    """Tucker et al. 2019, eq. 8: the sum over draws of squared normalised weights times d log w / dz dz / d encoder."""
+    model, params = built()
+    data, samples = batch(), 4
+    keys = of_examples(jax.random.key(1), data["index"])
+    log_likelihood, log_ratio = log_weights(samples)
+    share = np.exp(log_likelihood - log_ratio)
+    share = jnp.float32(share / share.sum(axis=0))
+
+    def latents(encoder):
+        return model.infer({**params, "encoder": encoder}, data["image"], keys, samples).latents
+
+    def density(encoder, z):
+        mean, log_scale = posterior(encoder, data["image"])
+        log_q = dist.DiagonalGaussian(mean, log_scale).log_prob(z)
+        log_p = dist.standard_normal(len(data["index"]), 2).log_prob(z)
+        return dist.log_prob(model.decode(params, z), data["image"]) + log_p - log_q
+
+    @jax.jit
+    def expected(encoder):
+        z, pull = jax.vjp(latents, encoder)
+        by_z = jax.grad(lambda z: (share**2 * density(encoder, z)).sum())(z)
+        return jax.tree.map(lambda leaf: -leaf / len(data["index"]), pull(by_z)[0])
+
+    got = gradient(update(name="iwae", samples=samples, gradient="doubly_reparameterized"))
+    assert_near(got["encoder"], expected(params["encoder"]))
+    assert_near(got["decoder"], gradient(update(name="iwae", samples=samples))["decoder"])
+
+
+def posterior(encoder: models.Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and log scale, straight from the encoder."""
+    network = networks.encoder(ModelConfig(network="mlp", latent_size=2, hidden=(8,), activation="tanh"), 4)
+    mean, raw = jnp.split(networks.apply(network, encoder, images), 2, axis=-1)
+    return mean, dist.soft_bound(raw, *dist.LATENT_LOG_SCALE)
+
+
+def test_the_doubly_reparameterized_gradient_has_the_same_mean_and_less_noise():
+    model, params = built()
+
+    def encoder_gradients(estimator: str) -> np.ndarray:
+        config = ObjectiveConfig(name="iwae", samples=50, gradient=estimator)
+        objective = objectives.build(model, config, optax.sgd(1.0))
+
+        def flat(key):
+            moved = objective.update(params, objective.init(params), batch(), key, jnp.int32(0)).params["encoder"]
+            return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(moved)])
+
+        return np.float64(jax.jit(lambda keys: jax.lax.map(flat, keys))(jax.random.split(jax.random.key(5), 400)))
+
+    plain, doubly = encoder_gradients("reparameterized"), encoder_gradients("doubly_reparameterized")
+    error = np.sqrt((plain.var(axis=0) + doubly.var(axis=0)) / 400)
+    assert (np.abs(plain.mean(axis=0) - doubly.mean(axis=0)) < 5 * error + 1e-7).all()
+    assert doubly.var(axis=0).sum() < 0.5 * plain.var(axis=0).sum()
+
+
+@pytest.mark.parametrize("estimator", ["reparameterized", "doubly_reparameterized"])
+def test_masked_rows_do_not_change_the_importance_weighted_step(estimator):
+    padded = {name: np.array(values) for name, values in batch(6).items()}
+    padded["mask"][4:] = False
+    padded["image"][4:] = np.nan
+    settings = {"name": "iwae", "samples": 3, "gradient": estimator}
+    got, expected = update(data=padded, **settings), update(data=batch(4), **settings)
+    assert float(got.loss) == pytest.approx(float(expected.loss), rel=1e-5)
+    assert_near(got.params, expected.params)
+
+
+def test_validation_tells_the_bound_that_is_trained():
+    model, params = built()
+    keys = of_examples(jax.random.key(1), batch()["index"])
+    inference = jax.jit(model.infer, static_argnums=3)(params, batch()["image"], keys, 5)
+    log_likelihood, log_ratio = log_weights(5)
+    iwae = objectives.validation_terms(inference, batch()["image"], ObjectiveConfig(name="iwae", samples=5))
+    np.testing.assert_allclose(iwae["loss"], -np.log(np.exp(log_likelihood - log_ratio).mean(axis=0)), rtol=1e-4)
+    elbo = objectives.validation_terms(inference, batch()["image"], ObjectiveConfig(beta=3.0, samples=5))
+    np.testing.assert_allclose(elbo["loss"], elbo["distortion"] + elbo["rate"], rtol=1e-6)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import os
 import stat
@@ -215,6 +216,12 @@ def test_the_fingerprint_changes_with_every_field_but_the_number_of_steps():
 
 def _fields(section: object) -> tuple[dataclasses.Field, ...]:
     return dataclasses.fields(section) if dataclasses.is_dataclass(section) else ()
+
+
+def test_a_field_at_its_default_is_not_in_the_fingerprint():
+    """Else a version with one more field would refuse the checkpoints of all runs before it."""
+    expected = hashlib.sha256(json.dumps([{"seed": 3}, "of the images"]).encode()).hexdigest()
+    assert _fingerprint(Config(seed=3)) == expected
 
 
 def test_the_fingerprint_changes_with_the_images():

@@ -99,7 +99,7 @@ def test_init_and_abstract_agree_and_no_two_leaves_share_a_buffer():
 
 def test_evaluation_repeats_and_depends_on_key_and_index_alone():
     params = jax.jit(MODEL.init)(jax.random.key(0))
-    step = training.eval_step(MODEL)
+    step = training.eval_step(MODEL, ObjectiveConfig())
     first, again, other = (step(params, batch(), jax.random.key(seed)) for seed in (5, 5, 6))
     assert_same_bits(first, again)
     assert not np.array_equal(first["distortion"], other["distortion"])

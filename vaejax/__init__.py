@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vaejax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, default_config
     from vaejax.errors import VaejaxError
     from vaejax.models import Inference, Model, build
-    from vaejax.objectives import Objective, elbo
+    from vaejax.objectives import Objective, elbo, iwae
     from vaejax.training import TrainState, eval_step, init, train_step
 
 _HOMES = {
@@ -38,6 +38,7 @@ _HOMES = {
     "build": "models",
     "Objective": "objectives",
     "elbo": "objectives",
+    "iwae": "objectives",
     "TrainState": "training",
     "eval_step": "training",
     "init": "training",
@@ -63,6 +64,7 @@ __all__ = [
     "eval_step",
     "init",
     "interpolate",
+    "iwae",
     "reconstruct",
     "sample",
     "train_step",

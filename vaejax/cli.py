@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         "--temperature", type=_temperature, default=1.0, help="scale of the prior's standard deviation; default: 1"
     )
 
+    sample.add_argument("--label", help="of a conditional model: the label of all images; default: every label in turn")
+
     reconstruct = _run_verb(
         verbs,
         "reconstruct",
@@ -170,7 +172,7 @@ def _sample(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from vaejax import gallery
 
     run, output = _open(arguments)
-    gallery.sample(run, output, arguments.best, arguments.n, arguments.seed, arguments.temperature)
+    gallery.sample(run, output, arguments.best, arguments.n, arguments.seed, arguments.temperature, arguments.label)
     print(f"written: {output / 'samples.png'}, samples.npz")
 
 

@@ -90,6 +90,7 @@ class ModelConfig(Section):
     width: int = declare(128, "transformer: numbers a token; a multiple of the heads", low=1, high=65_536)
     depth: int = declare(4, "transformer: blocks of attention and a dense layer", low=1, high=1_000)
     heads: int = declare(4, "transformer: attention heads", low=1, high=1_024)
+    conditional: bool = declare(False, "tell encoder and decoder the label, so that images can be made by label")
     activation: str = declare("silu", "nonlinearity between layers", choices=ACTIVATIONS)
     norm: str = declare(
         "none",
@@ -112,15 +113,48 @@ class ModelConfig(Section):
             nearest = max(round(self.width / self.heads), 1) * self.heads
             raise ConfigError(f"model.width={self.width}: expected a multiple of model.heads={self.heads}, such as {nearest}.")
 
+    def require_whole_patches(self, image_size: tuple[int, ...]) -> None:
+        """Raises ConfigError where a transformer's patches do not divide the image, with the nearest size that does."""
+        common = math.gcd(*image_size)
+        if self.network != "transformer" or common % self.patch_size == 0:
+            return
+        divisors = [side for side in range(1, common + 1) if common % side == 0]
+        nearest = min(divisors, key=lambda side: abs(side - self.patch_size))
+        raise ConfigError(
+            f"model.patch_size={self.patch_size}: expected a divisor of the image's height and width, "
+            f"{image_size[0]} x {image_size[1]}. The nearest is model.patch_size={nearest}; or choose another data.image_size."
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig(Section):
-    """What is minimised: distortion + beta * rate, in nats per image."""
+    """What is minimised: distortion + beta * rate, or the importance-weighted bound, in nats per image."""
 
     prefix = "objective."
+    name: str = declare("elbo", "evidence lower bound, or importance-weighted bound", choices=("elbo", "iwae"))
+    samples: int = declare(1, "draws from the posterior an image and step", low=1, high=10_000)
+    gradient: str = declare(
+        "reparameterized",
+        "iwae: the encoder's gradient, plain, or doubly reparameterized (less noise with many draws)",
+        choices=("reparameterized", "doubly_reparameterized"),
+    )
     beta: float = declare(1.0, "weight of the rate", low=0.0, high=1_000.0)
     warmup_steps: int = declare(0, "steps over which beta grows linearly to its value", low=0, high=1_000_000_000)
-    free_bits: float = declare(0.0, "rate, nats per image and level, below which it costs the same", low=0.0, high=100_000.0)
+    free_bits: float = declare(0.0, "elbo: rate, nats per image and level, below which it costs the same", low=0.0, high=1e5)
+
+    def __post_init__(self) -> None:
+        """Checks what no field can check alone."""
+        super().__post_init__()
+        if self.name == "iwae" and self.free_bits:
+            raise ConfigError(
+                f"objective.free_bits={self.free_bits}: the importance-weighted bound has no rate of its own. "
+                'Choose objective.free_bits=0, or objective.name="elbo".'
+            )
+        if self.name == "elbo" and self.gradient != "reparameterized":
+            raise ConfigError(
+                f"objective.gradient={self.gradient!r}: is of the importance-weighted bound. "
+                'Choose objective.name="iwae", or objective.gradient="reparameterized".'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +238,8 @@ class Config(Section):
             )
         if self.data.image_size is not None and len(self.data.image_size) != 2:
             raise ConfigError(f"data.image_size={self.data.image_size!r}: expected (height, width).")
+        if self.data.image_size is not None:
+            self.model.require_whole_patches(self.data.image_size)
         if self.data.name not in _SOURCES and not self.data.name.startswith("tfds:"):
             raise ConfigError(f"data.name={self.data.name!r}: expected one of {', '.join(_SOURCES)}, or tfds:NAME.")
         if self.data.name in _SOURCES_WITH_PATH and self.data.path is None:
@@ -272,6 +308,12 @@ def differences(old: Config, new: Config) -> list[str]:
     """The fields in which two configurations differ, each as `name: old -> new`."""
     before, after = _flatten(to_dict(old)), _flatten(to_dict(new))
     return [f"{name}: {before[name]!r} -> {after[name]!r}" for name in after if before[name] != after[name]]
+
+
+def changed(config: Config) -> dict[str, Any]:
+    """The fields that differ from their defaults, by dotted name, as JSON values."""
+    defaults, values = _flatten(to_dict(Config())), _flatten(to_dict(config))
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 def describe() -> str:

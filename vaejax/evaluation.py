@@ -22,7 +22,7 @@ from vaejax import distributions as dist
 from vaejax import experiment, keys, metrics, runs, training
 from vaejax.applications.reconstruction import encode, reconstruct
 from vaejax.interruption import Interruption
-from vaejax.models import Model, Params
+from vaejax.models import Condition, Model, Params, condition_of
 from vaejax.progress import bar
 from vaejax.runs import Run
 
@@ -101,11 +101,12 @@ def per_example(
     with bar(f"evaluating {split}", split_size) as show:
         for count, batch in enumerate(experiment.evaluation_batches(run, split, rows, draw)):
             placed = training.place(batch)
-            values = dict(reconstructed(params, placed["image"]))
+            condition = condition_of(model, placed)
+            values = dict(reconstructed(params, placed["image"], condition))
             parts = []
             for start in interruption.watch(range(0, samples, chunk)):
                 numbers = jnp.arange(start, min(start + chunk, samples))
-                parts.append(sampled(params, placed["image"], keys.of_examples(key, placed["index"]), numbers))
+                parts.append(sampled(params, placed["image"], keys.of_examples(key, placed["index"]), numbers, condition))
             values |= _merged(parts, samples)
             for name, value in values.items():
                 collected.setdefault(name, []).append(np.asarray(value)[batch["mask"]])
@@ -128,9 +129,14 @@ class Sampled(NamedTuple):
 
 
 def _sampled(
-    model: Model, params: Params, images: Float[Array, "b ..."], example_keys: Key[Array, " b"], numbers: Int[Array, " k"]
+    model: Model,
+    params: Params,
+    images: Float[Array, "b ..."],
+    example_keys: Key[Array, " b"],
+    numbers: Int[Array, " k"],
+    condition: Condition,
 ) -> Sampled:
-    inference = model.infer(params, images, example_keys, samples=numbers)
+    inference = model.infer(params, images, example_keys, numbers, condition)
     log_likelihood = dist.log_prob(inference.likelihood, images)
     log_weight = jax.nn.logsumexp(log_likelihood - inference.log_ratio, axis=0)
     return Sampled(log_weight, -log_likelihood.sum(axis=0), jnp.stack(inference.kl).sum(axis=0))
@@ -145,8 +151,11 @@ def _merged(parts: list[Sampled], samples: int) -> dict[str, Float[np.ndarray, "
     return {"elbo": -distortion - rate, "distortion": distortion, "rate": rate, "nll": nll}
 
 
-def _reconstructed(model: Model, params: Params, images: Float[Array, "b ..."]) -> dict[str, Float[Array, "b ..."]]:
-    return {"mean": encode(model, params, images)} | _errors(images, reconstruct(model, params, images))
+def _reconstructed(
+    model: Model, params: Params, images: Float[Array, "b ..."], condition: Condition
+) -> dict[str, Float[Array, "b ..."]]:
+    mean = encode(model, params, images, condition)
+    return {"mean": mean} | _errors(images, reconstruct(model, params, images, condition))
 
 
 def _errors(images: Float[Array, "b ..."], others: Float[Array, "b ..."]) -> dict[str, Float[Array, " b"]]:

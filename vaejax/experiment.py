@@ -117,7 +117,7 @@ def _loop(
     epoch = max(run.data.splits["train"].n // batch_size, 1)
     learning_rate = optimizers.schedule(run.config.optimizer, settings.steps)
     step, noise = training.train_step(objective, settings.ema_decay), keys.stream(_key(run), "noise")
-    evaluate, best = training.eval_step(run.model), _best_loss(run)
+    evaluate, best = training.eval_step(run.model, run.config.objective), _best_loss(run)
     number, unread, read, since = int(state.step), None, [], time.perf_counter()
     with bar("training", settings.steps, number) as show:
         for batch in training_batches(run, number):
@@ -164,8 +164,7 @@ def _validate(run: Run, evaluate: training.EvalStep, params: Params, interruptio
             return {}
         for name, values in evaluate(params, training.place(batch), key).items():
             sums[name] = sums.get(name, 0.0) + float(np.asarray(values, np.float64)[batch["mask"]].sum())
-    means = {name: total / run.data.splits["val"].n for name, total in sums.items()}
-    return {"loss": sum(means.values())} | means
+    return {name: total / run.data.splits["val"].n for name, total in sums.items()}
 
 
 def _best_loss(run: Run) -> float:
@@ -176,7 +175,7 @@ def _best_loss(run: Run) -> float:
 
 def _objective(run: Run) -> Objective:
     config = run.config
-    return objectives.elbo(run.model, config.objective, optimizers.build(config.optimizer, config.training.steps))
+    return objectives.build(run.model, config.objective, optimizers.build(config.optimizer, config.training.steps))
 
 
 def _key(run: Run) -> jax.Array:

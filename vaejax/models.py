@@ -4,6 +4,7 @@
 what is drawn depends on nothing else.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,14 +14,22 @@ from jaxtyping import Array, Float, Int, Key
 
 from vaejax import distributions as dist
 from vaejax import networks
+from vaejax.batches import Batch
 from vaejax.config import ModelConfig
+from vaejax.errors import ConfigError
 from vaejax.keys import of_samples
 
 Params: TypeAlias = Any
 """A pytree of arrays."""
 
+ENCODER = "encoder"
+"""Where the parameters of the posterior alone are, among a model's."""
+
 Latents: TypeAlias = Any
 """A pytree of arrays: one array, or one a level."""
+
+Condition: TypeAlias = Int[Array, "*b"] | Float[Array, "*b classes"] | None
+"""What a conditional model is told of each image: its label, or weights of all labels; None for other models."""
 
 
 class Inference(NamedTuple):
@@ -55,35 +64,56 @@ class Model(NamedTuple):
     image_shape: tuple[int, ...]
     levels: int | None
     """Grey levels that the likelihood is a distribution over (2 for Bernoulli); None for a density."""
+    classes: int | None
+    """Labels that a conditional model knows; None for other models."""
 
 
-def build(config: ModelConfig, image_shape: tuple[int, int, int]) -> Model:
+def build(config: ModelConfig, image_shape: tuple[int, int, int], classes: int | None = None) -> Model:
     """A variational autoencoder (Kingma and Welling 2014; Rezende et al. 2014) for images of `image_shape` = (h, w, c).
 
     The posterior is a diagonal Gaussian, the prior N(0, I). Parameters are `{"encoder": ..., "decoder": ...}`, with the
     likelihood's `"log_scale"` beside them where all pixels share one a channel.
+
+    With `config.conditional` (Sohn et al. 2015) the label, one of `classes`, goes to the encoder as a learned picture, one
+    more channel of the image, and to the decoder beside the latents; the prior is the same for all labels.
+
+    Raises:
+        ConfigError: a conditional model without classes, or patches that do not divide the image.
     """
+    if config.conditional and not classes:
+        raise ConfigError("model.conditional=True: needs labels, and the images have none. Choose model.conditional=False.")
+    classes = classes if config.conditional else None
     outputs = _outputs(config, image_shape[-1])
     encoder = networks.encoder(config, 2 * config.latent_size)
     decoder = networks.decoder(config, (*image_shape[:2], outputs))
+    seen = (*image_shape[:-1], image_shape[-1] + bool(classes))
 
     def init(key: Key[Array, ""]) -> Params:
         encoder_key, decoder_key = jax.random.split(key)
         params = {
-            "encoder": networks.init(encoder, encoder_key, image_shape),
-            "decoder": networks.init(decoder, decoder_key, (config.latent_size,)),
+            ENCODER: networks.init(encoder, encoder_key, seen),
+            "decoder": networks.init(decoder, decoder_key, (config.latent_size + (classes or 0),)),
         }
+        if classes:
+            shape = (classes, math.prod(image_shape[:-1]))
+            params[ENCODER]["labels"] = jax.random.normal(jax.random.fold_in(encoder_key, 1), shape)
         if config.likelihood != "bernoulli" and config.scale == "shared":
             params["log_scale"] = jnp.zeros(image_shape[-1])
         return params
 
-    def posterior(params: Params, images: Float[Array, "b ..."]) -> dist.DiagonalGaussian:
-        mean, raw = jnp.split(networks.apply(encoder, params["encoder"], images), 2, axis=-1)
+    def posterior(params: Params, images: Float[Array, "b ..."], condition: Condition) -> dist.DiagonalGaussian:
+        if classes:
+            pictures = _weights(condition, classes) @ params[ENCODER]["labels"]
+            images = jnp.concatenate([images, pictures.reshape(*images.shape[:-1], 1)], axis=-1)
+        mean, raw = jnp.split(networks.apply(encoder, params[ENCODER], images), 2, axis=-1)
         return dist.DiagonalGaussian(mean, dist.soft_bound(raw, *dist.LATENT_LOG_SCALE))
 
-    def decode(params: Params, latents: Float[Array, "*k b d"], condition: None = None) -> dist.Likelihood:
-        _refuse(condition)
-        raw = networks.apply(decoder, params["decoder"], latents.reshape(-1, config.latent_size))
+    def decode(params: Params, latents: Float[Array, "*k b d"], condition: Condition = None) -> dist.Likelihood:
+        _check(condition, classes)
+        if classes:
+            weights = _weights(condition, classes)
+            latents = jnp.concatenate([latents, jnp.broadcast_to(weights, (*latents.shape[:-1], classes))], axis=-1)
+        raw = networks.apply(decoder, params["decoder"], latents.reshape(-1, latents.shape[-1]))
         return _likelihood(config, raw.reshape(*latents.shape[:-1], *raw.shape[1:]), params)
 
     def infer(
@@ -91,11 +121,12 @@ def build(config: ModelConfig, image_shape: tuple[int, int, int]) -> Model:
         images: Float[Array, "b ..."],
         keys: Key[Array, " b"],
         samples: int | Int[Array, " k"] = 1,
-        condition: None = None,
+        condition: Condition = None,
         stop_posterior_gradient: bool = False,
     ) -> Inference:
+        _check(condition, classes)
         numbers = jnp.arange(samples) if isinstance(samples, int) else samples
-        q = posterior(params, images)
+        q = posterior(params, images, condition)
         latents = q.sample(of_samples(keys, numbers))
         density = jax.lax.stop_gradient(q) if stop_posterior_gradient else q
         log_prior = dist.standard_normal(images.shape[0], config.latent_size).log_prob(latents)
@@ -107,12 +138,17 @@ def build(config: ModelConfig, image_shape: tuple[int, int, int]) -> Model:
             likelihood=decode(params, latents, condition),
         )
 
-    def prior(params: Params, keys: Key[Array, " n"], temperature: float = 1.0, condition: None = None) -> Latents:
-        _refuse(condition)
+    def prior(params: Params, keys: Key[Array, " n"], temperature: float = 1.0, condition: Condition = None) -> Latents:
+        _check(condition, classes)
         return dist.standard_normal(keys.shape[0], config.latent_size).sample(keys, temperature)
 
     levels = {"bernoulli": 2, "gaussian": None, "discretized_logistic": config.levels}[config.likelihood]
-    return Model(init, infer, decode, prior, image_shape, levels)
+    return Model(init, infer, decode, prior, image_shape, levels, classes)
+
+
+def condition_of(model: Model, batch: Batch) -> Condition:
+    """What the model is to be told of a batch: its labels where the model is conditional."""
+    return jnp.asarray(batch["label"]) if model.classes else None
 
 
 def _outputs(config: ModelConfig, channels: int) -> int:
@@ -133,6 +169,14 @@ def _likelihood(config: ModelConfig, raw: Float[Array, "*n"], params: Params) ->
     return dist.DiscretizedLogistic(location, scale, config.levels)
 
 
-def _refuse(condition: Any) -> None:
-    if condition is not None:
+def _weights(condition: Condition, classes: int) -> Float[Array, "*b classes"]:
+    """One weight a label: labels become 1 at their place."""
+    assert condition is not None  # `_check` has seen to it
+    return jax.nn.one_hot(condition, classes) if jnp.issubdtype(condition.dtype, jnp.integer) else condition
+
+
+def _check(condition: Condition, classes: int | None) -> None:
+    if condition is None and classes:
+        raise ValueError(f"condition=None: this model is conditional; expected labels, 0 to {classes - 1}, one an image.")
+    if condition is not None and not classes:
         raise ValueError(f"condition={condition!r}: this model is unconditional; leave it out.")

@@ -14,7 +14,7 @@ import jinja2
 import matplotlib
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.decomposition import PCA
@@ -22,7 +22,9 @@ from sklearn.decomposition import PCA
 from vaejax import config as configuration
 from vaejax import experiment, journal, keys, runs
 from vaejax.applications import generation, reconstruction
+from vaejax.batches import Batch
 from vaejax.datasets import Split
+from vaejax.models import Model, condition_of
 from vaejax.runs import Run
 
 PICTURE_SIDE = 64
@@ -94,23 +96,25 @@ def _pictures(run: Run, params: Any) -> list[dict[str, str]]:
     """Title, caption and data URL of every picture of the page, in reading order."""
     size = run.data.splits["test"].n
     chosen = np.linspace(0, size - 1, min(size, 20)).astype(int)  # evenly spaced: splits may be sorted by label
-    images = np.asarray(experiment.rows(run, "test", chosen)["image"])
-    model = run.model
-    reconstructed = np.asarray(reconstruction.reconstruct(model, params, jnp.asarray(images)))
-    samples = np.asarray(generation.sample(model, params, keys.stream(jax.random.key(0), "samples"), 50))
-    half = min(len(images) // 2, 5)
-    first, second = jnp.asarray(images[:half]), jnp.asarray(images[half : 2 * half])
-    lines = np.asarray(reconstruction.interpolate(model, params, first, second, 10))
+    batch = experiment.rows(run, "test", chosen)
+    half = min(len(chosen) // 2, 5)
+    first, second = experiment.rows(run, "test", chosen[:half]), experiment.rows(run, "test", chosen[half : 2 * half])
+    labels = np.arange(50) % run.model.classes if run.model.classes else None
+    samples = draw_samples(run.model, params, 0, 50, 1.0, labels).reshape(5, 10, *run.model.image_shape)
     augmented, originals = _augmented(run)
     drawn: list[tuple[str, str, Image.Image | Figure]] = [
         ("Training", "Negative ELBO and its two terms, nats per image.", _curves(run)),
         (
             "Reconstructions",
             "Test images, each above its reconstruction from the posterior mean.",
-            grid(pairs(images, reconstructed)),
+            grid(pairs(np.asarray(batch["image"]), draw_reconstructions(run.model, params, batch))),
         ),
-        ("Samples", "Expected images of draws from the prior.", grid(samples.reshape(5, 10, *model.image_shape))),
-        ("Interpolation", "Straight lines between the posterior means of two test images (left and right).", grid(lines)),
+        ("Samples", "Expected images of draws from the prior" + (", by label." if labels is not None else "."), grid(samples)),
+        (
+            "Interpolation",
+            "Straight lines between the posterior means of two test images (left and right).",
+            grid(draw_lines(run.model, params, first, second, 10)),
+        ),
         ("Latent space", "Posterior means of test images: the two directions of largest variance.", _latent_map(run, params)),
         (
             "What the network sees",
@@ -119,6 +123,29 @@ def _pictures(run: Run, params: Any) -> list[dict[str, str]]:
         ),
     ]
     return [{"title": title, "caption": caption, "url": _url(image)} for title, caption, image in drawn]
+
+
+def draw_samples(
+    model: Model, params: Any, seed: int, n: int, temperature: float, labels: Int[np.ndarray, " n"] | None
+) -> Float[np.ndarray, "n h w c"]:
+    """Expected images of draws from the prior."""
+    key = keys.stream(jax.random.key(seed), "samples")
+    condition = None if labels is None else jnp.asarray(labels)
+    return np.asarray(jax.jit(lambda params: generation.sample(model, params, key, n, temperature, condition))(params))
+
+
+def draw_reconstructions(model: Model, params: Any, batch: Batch) -> Float[np.ndarray, "b h w c"]:
+    """Images at the posterior means of a batch."""
+    images, condition = jnp.asarray(batch["image"]), condition_of(model, batch)
+    return np.asarray(jax.jit(lambda params: reconstruction.reconstruct(model, params, images, condition))(params))
+
+
+def draw_lines(model: Model, params: Any, first: Batch, second: Batch, steps: int) -> Float[np.ndarray, "b s h w c"]:
+    """Images on the lines from the first batch's posterior means to the second's."""
+    images = [jnp.asarray(batch["image"]) for batch in (first, second)]
+    conditions = (condition_of(model, first), condition_of(model, second))
+    lines = jax.jit(lambda params: reconstruction.interpolate(model, params, images[0], images[1], steps, conditions))
+    return np.asarray(lines(params))
 
 
 def _augmented(run: Run) -> tuple[Float[np.ndarray, "n h w c"], Float[np.ndarray, "n h w c"]]:
@@ -150,9 +177,9 @@ def _curves(run: Run) -> Figure:
 def _latent_map(run: Run, params: Any) -> Figure:
     split = run.data.splits["test"]
     means, labels = [], []
-    encode = jax.jit(lambda images: reconstruction.encode(run.model, params, images))
+    encode = jax.jit(lambda images, condition: reconstruction.encode(run.model, params, images, condition))
     for batch in experiment.evaluation_batches(run, "test", min(250, split.n)):
-        means.append(np.asarray(encode(batch["image"]))[batch["mask"]])
+        means.append(np.asarray(encode(batch["image"], condition_of(run.model, batch)))[batch["mask"]])
         labels.append(np.asarray(batch["label"])[batch["mask"]] if "label" in batch else np.zeros(batch["mask"].sum(), int))
         if sum(map(len, means)) >= MAP_POINTS:
             break

@@ -41,9 +41,12 @@ class Run(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of what makes this run itself: the configuration without the number of steps, and the images."""
-        values = configuration.to_dict(self.config)
-        del values["training"]["steps"]
+        """sha256 of what makes this run itself: the configuration without the number of steps, and the images.
+
+        Fields at their default are left out, so that a run outlives versions that add fields.
+        """
+        values = configuration.changed(self.config)
+        values.pop(_EXTENDABLE, None)
         text = json.dumps([values, self.data.fingerprint], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -103,7 +106,8 @@ def _open(path: epath.Path, config: Config) -> Run:
         raise DataError(
             f"model.levels={config.model.levels}: the images have {data.white + 1:g} levels; expected at most those."
         )
-    return Run(path, config, data, models.build(config.model, data.image_shape))
+    classes = len(data.label_names) if data.label_names else None
+    return Run(path, config, data, models.build(config.model, data.image_shape, classes))
 
 
 def _require_same(old: Config, new: Config, directory: str) -> None:

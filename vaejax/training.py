@@ -17,10 +17,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from vaejax.batches import Batch
+from vaejax.config import ObjectiveConfig
 from vaejax.errors import TrainingError
 from vaejax.keys import of_examples
-from vaejax.models import Model, Params
-from vaejax.objectives import Objective, elbo_terms
+from vaejax.models import Model, Params, condition_of
+from vaejax.objectives import Objective, Terms, validation_terms
 
 
 class TrainState(NamedTuple):
@@ -40,13 +41,13 @@ class Report(NamedTuple):
 
     loss: Float[Array, ""]
     """What the step minimised, nats an image."""
-    terms: dict[str, Float[Array, " b"]]
+    terms: Terms
     """Per example, nats an image."""
     gradient_norm: Float[Array, ""]
 
 
 TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Report]]
-EvalStep = Callable[[Params, Batch, Key[Array, ""]], dict[str, Float[Array, " b"]]]
+EvalStep = Callable[[Params, Batch, Key[Array, ""]], Terms]
 
 
 @functools.cache
@@ -88,11 +89,13 @@ def train_step(objective: Objective, ema_decay: float) -> TrainStep:
     return jax.jit(step, donate_argnums=0)
 
 
-def eval_step(model: Model) -> EvalStep:
-    """A jitted function (params, batch, key) -> per-example terms of the ELBO, nats; draws depend on (key, index) alone."""
+def eval_step(model: Model, config: ObjectiveConfig) -> EvalStep:
+    """A jitted function (params, batch, key) -> `objectives.validation_terms`; draws depend on (key, index) alone."""
 
-    def step(params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
-        return elbo_terms(model.infer(params, batch["image"], of_examples(key, batch["index"])), batch["image"])
+    def step(params: Params, batch: Batch, key: Key[Array, ""]) -> Terms:
+        example_keys, condition = of_examples(key, batch["index"]), condition_of(model, batch)
+        inference = model.infer(params, batch["image"], example_keys, config.samples, condition)
+        return validation_terms(inference, batch["image"], config)
 
     return jax.jit(step)
 

@@ -46,7 +46,7 @@ class DataSet(NamedTuple):
         splits: "train", "val" and "test".
         image_shape: (H, W, C) of every image.
         white: the stored value that means 1.0: 255 for uint8, 65535 for uint16, 1 for float32.
-        label_names: the name of label i, or None where unknown.
+        label_names: the name of label i, its number where the source has no names; None without labels.
         fingerprint: sha256 hex of the source's contents and the settings.
         skipped: (path relative to data.path, reason) of the files left out on request.
     """
@@ -280,15 +280,20 @@ def _whole(folder: Path) -> bool:
 def _open(folder: Path) -> DataSet:
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
     height, width, channels = manifest["image_shape"]
-    names = manifest["label_names"]
     return DataSet(
         splits={split: _split(folder, split, n) for split, n in manifest["n"].items()},
         image_shape=(height, width, channels),
         white=manifest["white"],
-        label_names=None if names is None else tuple(names),
+        label_names=tuple(manifest["label_names"] or _numbers(folder)) or None,
         fingerprint=manifest["fingerprint"],
         skipped=tuple((path, reason) for path, reason in json.loads((folder / "skipped.json").read_text())),
     )
+
+
+def _numbers(folder: Path) -> list[str]:
+    """The labels 0, 1, ... up to the largest, as names; none without labels."""
+    largest = [np.load(path).max(initial=-1) for path in folder.glob("*_label.npy")]
+    return [str(label) for label in range(1 + max(largest, default=-1))]
 
 
 def _split(folder: Path, split: str, n: int) -> Split:

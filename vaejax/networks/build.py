@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 from vaejax.config import ModelConfig
 from vaejax.networks.cnn import CNNDecoder, CNNEncoder
 from vaejax.networks.mlp import MLPDecoder, MLPEncoder
-from vaejax.networks.transformer import TransformerDecoder, TransformerEncoder, require_whole_patches
+from vaejax.networks.transformer import TransformerDecoder, TransformerEncoder
 
 
 def encoder(config: ModelConfig, outputs: int) -> nn.Module:
@@ -30,7 +30,7 @@ def decoder(config: ModelConfig, image_shape: tuple[int, int, int]) -> nn.Module
     if config.network == "mlp":
         return MLPDecoder(config, image_shape)
     if config.network == "transformer":
-        require_whole_patches(config, image_shape)
+        config.require_whole_patches(image_shape[:2])
         return TransformerDecoder(config, image_shape)
     return CNNDecoder(config, image_shape, _blocks(config))
 

@@ -1,14 +1,11 @@
 """Transformer encoder and decoder (Dosovitskiy et al. 2021): an image is a sequence of square patches."""
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vaejax.config import ModelConfig
-from vaejax.errors import ConfigError
 from vaejax.networks.activations import ACTIVATIONS
 
 
@@ -45,19 +42,6 @@ class TransformerDecoder(nn.Module):
         patches = nn.Dense(p * p * c, dtype=config.dtype)(_Blocks(config)(tokens))
         images = patches.reshape(-1, rows, columns, p, p, c).transpose(0, 1, 3, 2, 4, 5)
         return images.reshape(-1, h, w, c).astype(jnp.float32)
-
-
-def require_whole_patches(config: ModelConfig, image_shape: tuple[int, ...]) -> None:
-    """Raises ConfigError where patches do not divide the image, with the nearest sizes that do."""
-    common, size = math.gcd(*image_shape[:2]), config.patch_size
-    if common % size == 0:
-        return
-    divisors = [d for d in range(1, common + 1) if common % d == 0]
-    nearest = min(divisors, key=lambda d: abs(d - size))
-    raise ConfigError(
-        f"model.patch_size={size}: expected a divisor of the image's height and width, {image_shape[0]} x {image_shape[1]}. "
-        f"The nearest is model.patch_size={nearest}; or choose another data.image_size."
-    )
 
 
 class _Blocks(nn.Module):
