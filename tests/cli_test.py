@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vaejax import cli, gallery, report, runs
 from vaejax import config as configuration
@@ -202,9 +204,8 @@ def test_a_report_is_drawn_as_asked(monkeypatch, capsys, opened):
 def test_an_evaluation_is_made_as_asked_and_shown(monkeypatch, capsys, opened):
     from vaejax import evaluation
 
-    def evaluate(run, *given, interruption):
+    def evaluate(run, *given):
         assert given == ("val", True, 7, 3)
-        assert not interruption.requested
         value = {"mean": 20.5, "sem": 0.25, "n": 10, "unit": "dB"}
         floor = {"mean": 16.25, "sem": None, "n": 10, "unit": "dB"}
         metrics = {"psnr": value, "active_units": {"mean": 5, "sem": None, "n": 10, "unit": "latents"}}
@@ -226,6 +227,26 @@ def test_the_status_tells_how_it_ended(monkeypatch, capsys, error, status):
     monkeypatch.setattr(runs, "load", load)
     assert cli.main(["report", "run"]) == status
     assert capsys.readouterr() == ("", f"vaejax: {error}\n")
+
+
+def test_sigterm_ends_any_verb_at_once(monkeypatch, capsys):
+    def load(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on")
+
+    monkeypatch.setattr(runs, "load", load)
+    assert cli.main(["report", "run"]) == 143
+    assert capsys.readouterr().err == "vaejax: stopped by SIGTERM; run the same command again.\n"
+
+
+def test_sigterm_while_an_image_is_read_is_no_unreadable_image(monkeypatch, capsys, tmp_path):
+    for split in ("train", "val", "test"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / "images" / split / "0.png")
+    monkeypatch.setattr(Image, "open", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    arguments = ["--config.data.name=image_folder", f"--config.data.path={tmp_path / 'images'}", "--config.data.on_error=skip"]
+    assert cli.main(["train", f"--workdir={tmp_path / 'run'}", *arguments]) == 143
+    assert not list((tmp_path / "data").iterdir())
 
 
 def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch):

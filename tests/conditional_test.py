@@ -6,12 +6,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from vaejax import batches, evaluation, experiment, gallery, models, objectives, report, runs
 from vaejax import distributions as dist
-from vaejax import evaluation, experiment, gallery, models, objectives, report, runs
 from vaejax.applications import generation, reconstruction
-from vaejax.config import ModelConfig, from_dict
+from vaejax.config import ModelConfig, ObjectiveConfig, from_dict
 from vaejax.errors import ConfigError, DataError
 from vaejax.interruption import Interruption
 from vaejax.keys import of_examples
@@ -103,7 +104,7 @@ def test_a_sample_of_a_label_depends_on_the_label():
 # --- a run
 
 
-def create(folder: Path, labelled: bool = True, **model) -> runs.Run:
+def create(folder: Path, labelled: tuple[str, ...] = ("train", "val", "test"), **model) -> runs.Run:
     """Images of bars, lying or standing, which is their label."""
     rng, arrays = np.random.default_rng(0), {}
     for split, n in (("train", 64), ("val", 8), ("test", 12)):
@@ -111,7 +112,7 @@ def create(folder: Path, labelled: bool = True, **model) -> runs.Run:
         bars = np.zeros((n, 12, 12), np.uint8)
         for image, lying, place in zip(bars, label, rng.integers(0, 12, n), strict=True):
             (image if lying else image.T)[place] = 255
-        arrays |= {f"{split}_images": bars} | ({f"{split}_labels": label[:, None]} if labelled else {})
+        arrays |= {f"{split}_images": bars} | ({f"{split}_labels": label[:, None]} if split in labelled else {})
     np.savez(folder / "bars.npz", **arrays)
     values = {
         "data": {"name": "medmnist", "path": str(folder / "bars.npz"), "batch_size": 32, "binarization": "dynamic"},
@@ -163,6 +164,15 @@ def test_a_label_of_an_unconditional_run_is_refused(tmp_path):
         gallery._labels(run, "1", 3)
 
 
-def test_a_conditional_model_of_images_without_labels_is_refused(tmp_path):
+@pytest.mark.parametrize("labelled", [(), ("train", "val"), ("test",)])
+def test_a_conditional_model_of_images_without_all_labels_is_refused(tmp_path, labelled):
     with pytest.raises(ConfigError, match=r"model\.conditional=True: needs labels"):
-        create(tmp_path, labelled=False)
+        create(tmp_path, labelled)
+
+
+def test_one_step_of_the_library_takes_labels():
+    model, params = built()
+    objective = objectives.elbo(model, ObjectiveConfig(), optax.adam(1e-3))
+    data = batches.batch_of(np.asarray(images()), label=np.array([2, 0, 1]))
+    result = jax.jit(objective.update)(params, objective.init(params), data, jax.random.key(0), jnp.int32(0))
+    assert np.isfinite(result.loss)

@@ -370,6 +370,16 @@ def test_a_folder_of_split_folders_keeps_them(tmp_path):
     assert _column(data, "train", "label").tolist() == [0, 0, 0, 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [([0, 2, 1, 0], ("0", "1", "2")), ([0, -1, 1, 0], None), ([0, 2**31 - 1, 1, 0], None), ([0, 12, 1, 0], None)],
+)
+def test_labels_without_names_are_named_by_their_numbers_where_they_are_classes(tmp_path, labels, names):
+    splits = {f"{split}_images": np.zeros((4, 5, 4), np.uint8) for split in ("train", "val", "test")}
+    np.savez(tmp_path / "images.npz", **splits, **{f"{split}_labels": labels for split in ("train", "val", "test")})
+    assert load(DataConfig(name="medmnist", path=str(tmp_path / "images.npz")), tmp_path / "cache").label_names == names
+
+
 def test_images_without_class_folders_have_no_labels(tmp_path):
     for i in range(8):
         _save(tmp_path / "images" / f"{i}.png", _pixels(5, 4, dtype=np.uint16))

@@ -1,5 +1,7 @@
 """Distributions against scipy in float64, against sums and integrals, and at the ends of what networks can give."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,6 +137,66 @@ def test_the_mean_is_within_half_a_level_of_the_sum_over_levels(levels):
     np.testing.assert_allclose(got, expected, atol=0.5 / (levels - 1), rtol=0)
 
 
+def mixture(channels: int, levels: int, components: int = 3, seed: int = 0) -> dist.LogisticMixture:
+    """One pixel."""
+    raw = random(1, 1, 1, components * dist.outputs_of_mixture(channels), seed=seed, scale=1.0)
+    return dist.LogisticMixture(raw, channels, levels)
+
+
+def colours(channels: int, levels: int) -> np.ndarray:
+    """Every value of a pixel, [levels ** channels, 1, 1, channels]."""
+    grid = np.linspace(0, 1, levels, dtype=np.float32)
+    return np.stack(np.meshgrid(*[grid] * channels, indexing="ij"), axis=-1).reshape(-1, 1, 1, channels)
+
+
+def masses(likelihood: dist.LogisticMixture) -> np.ndarray:
+    x = colours(likelihood.channels, likelihood.levels)
+    return np.exp(np.float64(dist.log_prob(dataclasses.replace(likelihood, raw=jnp.repeat(likelihood.raw, len(x), 0)), x)))
+
+
+@pytest.mark.parametrize(("channels", "levels"), [(1, 2), (1, 256), (2, 16), (3, 6)])
+def test_the_masses_of_all_colours_of_a_mixture_sum_to_one(channels, levels):
+    assert masses(mixture(channels, levels)).sum() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_mass_of_a_grey_mixture_is_the_weighted_sum_of_its_logistics():
+    likelihood, levels = mixture(1, 16), 16
+    logits, location, log_scale = np.float64(likelihood.raw).reshape(3, 3).T
+    weights = np.exp(logits) / np.exp(logits).sum()
+    location, scale = bounded(location, *dist.IMAGE_LOCATION), np.exp(bounded(log_scale, *dist.IMAGE_LOG_SCALE))
+    grid = np.linspace(0, 1, levels)[:, np.newaxis]
+    expected = (weights * logistic_mass(grid, location, scale, levels)).sum(axis=1)
+    np.testing.assert_allclose(masses(likelihood), expected, rtol=1e-3)
+
+
+def test_a_channel_moves_the_location_of_those_after_it():
+    raw = jnp.zeros((1, 1, 1, 1, 6)).at[..., 3:5].set(-3.0)  # two channels, one narrow component
+    for factor, expected in ((0.0, 0.5), (5.0, 0.9), (-5.0, 0.1)):
+        likelihood = dist.LogisticMixture(raw.at[..., 5].set(factor)[0], 2, 256)
+        grid = np.linspace(0, 1, 256, dtype=np.float32)
+        x = np.stack([np.full(256, 0.9, np.float32), grid], axis=-1).reshape(256, 1, 1, 2)
+        second = dataclasses.replace(likelihood, raw=jnp.repeat(likelihood.raw, 256, 0)).pixel_log_prob(x)[..., 1]
+        assert grid[int(np.argmax(second))] == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize(("channels", "levels"), [(1, 8), (3, 4)])
+def test_draws_of_a_mixture_have_its_frequencies_and_their_mean(channels, levels):
+    one, n = mixture(channels, levels, seed=3), 20_000
+    many = dataclasses.replace(one, raw=jnp.broadcast_to(one.raw, (1, 100, n // 100, one.raw.shape[-1])))
+    drawn = np.asarray(many.sample(keys(1, seed=1))).reshape(n, channels)
+    level = np.round(drawn * (levels - 1)).astype(int)
+    np.testing.assert_allclose(level / (levels - 1), drawn, atol=1e-4)
+    place = (level * levels ** np.arange(channels)[::-1]).sum(axis=1)
+    mass = masses(one)
+    expected, observed = mass / mass.sum() * n, np.bincount(place, minlength=len(mass))
+    often = expected > 5
+    rest = [observed[~often].sum()], [expected[~often].sum()]
+    observed, expected = np.r_[observed[often], rest[0]], np.r_[expected[often], rest[1]]
+    assert stats.chisquare(observed[expected > 0], expected[expected > 0]).pvalue > 0.01
+    first = (colours(channels, levels)[:, 0, 0, 0] * mass).sum()
+    assert float(one.mean()[0, 0, 0, 0]) == pytest.approx(first, abs=0.5 / (levels - 1))
+
+
 @pytest.mark.parametrize("levels", [2, 8, 256])
 def test_draws_of_a_discretized_logistic_have_its_frequencies(levels):
     shape = (1, 100, 200, 1)
@@ -161,7 +223,10 @@ def test_draws_of_bernoulli_and_gaussian_images_follow_them():
 
 
 def likelihoods(first: jax.Array, second: jax.Array) -> dict[str, dist.Likelihood]:
+    channels = first.shape[-1]
+    outputs = 2 * dist.outputs_of_mixture(channels)
     return {
+        "mixture": dist.LogisticMixture(jnp.concatenate([first, second] * outputs, axis=-1)[..., :outputs], channels, 16),
         "bernoulli": dist.Bernoulli(first),
         "gaussian": dist.Gaussian(first, second),
         "logistic-2": dist.DiscretizedLogistic(first, second, 2),

@@ -13,7 +13,6 @@ from sklearn.decomposition import PCA
 
 from vaejax import checkpoints, evaluation, experiment, keys, metrics, objectives, optimizers, runs, training
 from vaejax.config import from_dict
-from vaejax.interruption import Interruption
 from vaejax.models import Params
 from vaejax.runs import Run
 
@@ -66,7 +65,7 @@ def weights(run: Run, seed: int = 0) -> Params:
 
 def measure(run: Run, split: str = "test", samples: int = SAMPLES, draw: int = 0) -> dict[str, np.ndarray]:
     """Every metric of the initial weights, an example each."""
-    return evaluation.per_example(run, weights(run), split, samples, draw, Interruption())
+    return evaluation.per_example(run, weights(run), split, samples, draw)
 
 
 def save(run: Run) -> training.TrainState:

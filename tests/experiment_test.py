@@ -222,22 +222,6 @@ def test_a_stop_that_was_asked_for_before_the_first_step_saves_that_step(tmp_pat
     assert saved(run) == [1]
 
 
-def test_a_stop_during_evaluation_leaves_no_evaluation(tmp_path):
-    interruption, run = Interruption(), create(tmp_path)
-    train(run)
-    seen = []
-
-    def asking(read, index):
-        seen.append(index)
-        interruption.request()
-        return read(index)
-
-    with pytest.raises(Terminated):
-        evaluation.evaluate(reading(run, "test", asking), interruption=interruption)
-    assert len(seen) == 1
-    assert not (run.directory / "evaluation.json").exists()
-
-
 def test_a_stop_whose_save_fails_does_not_say_that_it_is_saved(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from vaejax.errors import Terminated
-from vaejax.interruption import Interruption, at_once, on_sigterm
+from vaejax.interruption import at_once, on_sigterm
 
 
 @pytest.fixture
@@ -48,37 +48,18 @@ def test_the_handler_before_is_there_again_afterwards(outer):
     assert outer[1] == [signal.SIGTERM]
 
 
-def test_a_watched_iteration_stops_before_the_next_item(outer):
-    with pytest.raises(Terminated, match="SIGTERM"), on_sigterm() as interruption:
-        items = interruption.watch(range(10))
-        assert [next(items), next(items)] == [0, 1]
-        _terminate()
-        next(items)
-        pytest.fail("the third item was given")
-
-
-def test_what_is_done_when_asked_is_done():
-    interruption = Interruption()
-    seen = []
-    for item in interruption.watch(range(3)):
-        seen.append(item)
-        if item == 2:
-            interruption.request()
-    assert seen == [0, 1, 2]
-
-
 def test_nobody_asks_outside_of_the_main_thread(outer):
     seen = []
 
     def work() -> None:
         with on_sigterm() as interruption:
             seen.append(signal.getsignal(signal.SIGTERM) is outer[0])
-            seen.append(list(interruption.watch("ab")))
+            seen.append(interruption.requested)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [True, ["a", "b"]]
+    assert seen == [True, False]
 
 
 def test_a_request_that_nobody_noticed_is_told_at_the_end(outer):

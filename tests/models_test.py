@@ -19,6 +19,7 @@ FAMILIES = {
     "mlp-gaussian-pixel": {"network": "mlp", "likelihood": "gaussian", "scale": "pixel"},
     "cnn-gaussian-shared": {"network": "cnn", "likelihood": "gaussian", "scale": "shared"},
     "mlp-logistic-shared": {"network": "mlp", "likelihood": "discretized_logistic", "levels": 16},
+    "mlp-mixture": {"network": "mlp", "likelihood": "logistic_mixture", "levels": 16, "components": 2},
 }
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -69,7 +70,9 @@ def test_everything_has_its_documented_shape(family):
     assert model.prior(params, keys(range(6))).shape == (6, 3)
 
 
-@pytest.mark.parametrize(("fields", "levels"), [("bernoulli", 2), ("gaussian", None), ("discretized_logistic", 256)])
+@pytest.mark.parametrize(
+    ("fields", "levels"), [("bernoulli", 2), ("gaussian", None), ("discretized_logistic", 256), ("logistic_mixture", 256)]
+)
 def test_levels_are_those_of_the_likelihood(fields, levels):
     model = models.build(ModelConfig(network="mlp", likelihood=fields, levels=256), SHAPE)
     assert (model.levels, model.image_shape) == (levels, SHAPE)
@@ -82,7 +85,7 @@ def test_a_shared_scale_is_one_number_a_channel_and_a_pixel_scale_is_the_decoder
     params = shared[1] | {"log_scale": jnp.array([-1.0, 2.0])}
     scales = shared[0].decode(params, jnp.zeros((1, 3))).log_scale
     expected = dist.soft_bound(jnp.array([-1.0, 2.0]), *dist.IMAGE_LOG_SCALE)
-    np.testing.assert_allclose(scales, np.broadcast_to(expected, scales.shape), rtol=1e-6)
+    np.testing.assert_allclose(scales, expected, rtol=1e-6)
     assert len(np.unique(pixel[0].decode(pixel[1], jnp.zeros((1, 3))).log_scale)) == np.prod(SHAPE)
 
 

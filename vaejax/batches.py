@@ -18,10 +18,15 @@ from vaejax.keys import of_examples
 Batch = Mapping[str, Any]
 
 
-def batch_of(images: Float[np.ndarray, "b ..."], index: Int[np.ndarray, " b"] | None = None) -> Batch:
+def batch_of(
+    images: Float[np.ndarray, "b ..."],
+    index: Int[np.ndarray, " b"] | None = None,
+    label: Int[np.ndarray, " b"] | None = None,
+) -> Batch:
     """A full batch from an array of images in [0, 1]; `index` counts from 0 where it is left out."""
     index = np.arange(len(images)) if index is None else index
-    return {"image": np.float32(images), "mask": np.ones(len(images), bool), "index": np.int32(index)}
+    batch = {"image": np.float32(images), "mask": np.ones(len(images), bool), "index": np.int32(index)}
+    return batch if label is None else batch | {"label": np.int32(label)}
 
 
 def evaluation(split: Split, white: float, batch_size: int, levels: int | None) -> Iterator[Batch]:

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vaejax: interrupted; the same command goes on from the newest checkpoint.", file=sys.stderr)
         return SIGINT_EXIT
-    except VaejaxError as error:
+    except (VaejaxError, Terminated) as error:
         for message in (str(error), *getattr(error, "__notes__", ())):
             print(f"vaejax: {message}", file=sys.stderr)
         return SIGTERM_EXIT if isinstance(error, Terminated) else ERROR_EXIT
@@ -147,7 +147,7 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     run = runs.create(arguments.workdir, config)
     with on_sigterm() as interruption:
         experiment.train(run, interruption)
-        _show(evaluation.evaluate(run, interruption=interruption))
+    _show(evaluation.evaluate(run))
     print(f"report: {report.write(run)}")
 
 
@@ -155,11 +155,7 @@ def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from vaejax import evaluation, runs
 
     run = runs.load(arguments.directory)
-    with on_sigterm() as interruption:
-        result = evaluation.evaluate(
-            run, arguments.split, arguments.best, arguments.samples, arguments.draw, interruption=interruption
-        )
-    _show(result)
+    _show(evaluation.evaluate(run, arguments.split, arguments.best, arguments.samples, arguments.draw))
 
 
 def _report(arguments: argparse.Namespace, _: Sequence[str]) -> None:

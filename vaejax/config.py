@@ -81,7 +81,9 @@ class ModelConfig(Section):
     prefix = "model."
     network: str = declare("cnn", "encoder and decoder", choices=("mlp", "cnn", "resnet", "transformer"))
     latent_size: int = declare(16, "latent dimensions", low=1, high=65_536)
-    hidden: tuple[int, ...] = declare((256,), "widths of the dense hidden layers, from the image inwards", low=1, high=65_536)
+    hidden: tuple[int, ...] = declare(
+        (256,), "mlp, cnn, resnet: widths of the dense hidden layers, from the image inwards", low=1, high=65_536
+    )
     features: tuple[int, ...] = declare(
         (32, 64), "cnn, resnet: channels after each halving of the image, from the image inwards", low=1, high=8_192
     )
@@ -94,21 +96,28 @@ class ModelConfig(Section):
     activation: str = declare("silu", "nonlinearity between layers", choices=ACTIVATIONS)
     norm: str = declare(
         "none",
-        "normalisation before each nonlinearity, by parameters alone; a transformer has its own layer norm in any case",
+        "mlp, cnn, resnet: normalisation before each nonlinearity, by parameters alone",
         choices=("none", "layer", "group"),
     )
     likelihood: str = declare(
         "gaussian",
         "p(image | latents): bernoulli for binarised images, a density, or discrete grey levels",
-        choices=("bernoulli", "gaussian", "discretized_logistic"),
+        choices=("bernoulli", "gaussian", "discretized_logistic", "logistic_mixture"),
     )
-    scale: str = declare("shared", "the likelihood's learned scale: one a channel, or one a pixel", choices=("shared", "pixel"))
-    levels: int = declare(256, "grey levels of the discretized logistic likelihood", low=2, high=65_536)
+    scale: str = declare(
+        "shared",
+        "gaussian, discretized_logistic: the learned scale, one a channel or one a pixel",
+        choices=("shared", "pixel"),
+    )
+    levels: int = declare(256, "discretized_logistic, logistic_mixture: grey levels", low=2, high=65_536)
+    components: int = declare(5, "logistic_mixture: logistics a pixel", low=1, high=1_000)
     dtype: str = declare("float32", "precision inside the networks; all else is float32", choices=("float32", "bfloat16"))
 
     def __post_init__(self) -> None:
         """Checks what no field can check alone."""
         super().__post_init__()
+        if self.network == "transformer" and self.norm != "none":
+            raise ConfigError(f"model.norm={self.norm!r}: a transformer has its own layer norm. Choose model.norm='none'.")
         if self.network == "transformer" and self.width % self.heads:
             nearest = max(round(self.width / self.heads), 1) * self.heads
             raise ConfigError(f"model.width={self.width}: expected a multiple of model.heads={self.heads}, such as {nearest}.")
@@ -223,7 +232,7 @@ class Config(Section):
         binarized = self.data.binarization != "none"
         if (self.model.likelihood == "bernoulli") != binarized:
             want = (
-                'data.binarization="dynamic" or "static", or model.likelihood="gaussian" or "discretized_logistic"'
+                'data.binarization="dynamic" or "static", or another model.likelihood'
                 if not binarized
                 else 'model.likelihood="bernoulli", or data.binarization="none"'
             )

@@ -182,10 +182,79 @@ class DiscretizedLogistic:
 
     def sample(self, keys: Key[Array, "*kb"]) -> Float[Array, "*kb"]:
         """A level a pixel, by inversion."""
-        uniform = jnp.clip(_uniform(keys, self.raw_location), 1e-7, 1.0 - 1e-7)
+        return self.quantile(_uniform(keys, self.raw_location))
+
+    def quantile(self, uniform: Float[Array, "*kb"]) -> Float[Array, "*kb"]:
+        """The level below which `uniform` of the mass lies."""
+        uniform = jnp.clip(uniform, 1e-7, 1.0 - 1e-7)
         location, scale = _like(self.location, self.scale)
         x = location + scale * (jnp.log(uniform) - jnp.log1p(-uniform))
         return jnp.round(jnp.clip(x, 0.0, 1.0) * (self.levels - 1)) / (self.levels - 1)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["raw"], meta_fields=["channels", "levels"])
+@dataclasses.dataclass(frozen=True)
+class LogisticMixture:
+    """Grey levels or colours: a mixture of discretized logistics, its component shared by the channels of a pixel.
+
+    Salimans et al. 2017 (PixelCNN++), section 2: a component's location moves linearly with the channels before, by a factor
+    in (-1, 1). `raw` is `[..., b, *spatial, m * outputs_of_mixture(channels)]` for m components.
+    """
+
+    raw: jax.Array
+    channels: int
+    levels: int
+
+    def pixel_log_prob(self, images: Float[Array, "*b"]) -> Float[Array, "*kb"]:
+        """Log mass of each channel's level, given the channels before it: their sum is that of the pixel."""
+        logits, *_ = self._parts()
+        x = jnp.broadcast_to(images[..., jnp.newaxis, :], (*logits.shape, self.channels))
+        of_components = jnp.cumsum(self._component(x).pixel_log_prob(x), axis=-1)
+        up_to = jax.nn.logsumexp(jax.nn.log_softmax(logits)[..., jnp.newaxis] + of_components, axis=-2)
+        return jnp.diff(up_to, axis=-1, prepend=0.0)
+
+    def mean(self) -> Float[Array, "*kb"]:
+        """Expected image; exact for one channel, else each component's channel at the mean of those before."""
+        logits, *_ = self._parts()
+        means = self._by_channels(lambda component: component.mean())
+        return (jax.nn.softmax(logits)[..., jnp.newaxis] * means).sum(axis=-2)
+
+    def sample(self, keys: Key[Array, "*kb"]) -> Float[Array, "*kb"]:
+        """A level a channel: a component a pixel, then its channels one after the other."""
+        logits, *_ = self._parts()
+        event = logits.shape[keys.ndim :]
+        gumbel = _per_key(lambda key: jax.random.gumbel(jax.random.fold_in(key, 0), event), keys)
+        shape = (*event, self.channels)
+        uniform = _per_key(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), shape), keys)
+        levels = self._by_channels(lambda component: component.quantile(uniform))
+        chosen = jax.nn.one_hot(jnp.argmax(logits + gumbel, axis=-1), logits.shape[-1])
+        return (chosen[..., jnp.newaxis] * levels).sum(axis=-2)
+
+    def _parts(self) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Logits `[..., m]`, locations and log scales `[..., m, c]`, factors `[..., m, c (c - 1) / 2]`."""
+        raw = self.raw.reshape(*self.raw.shape[:-1], -1, outputs_of_mixture(self.channels))
+        logits, location, log_scale, factors = jnp.split(raw, [1, 1 + self.channels, 1 + 2 * self.channels], axis=-1)
+        return logits[..., 0], location, log_scale, jnp.tanh(factors)
+
+    def _component(self, x: Float[Array, "*kbmc"]) -> DiscretizedLogistic:
+        """The components `[..., m, c]` where the channels are `x`, of which each looks only at those before."""
+        _, location, log_scale, factors = self._parts()
+        pairs = [(channel, before) for channel in range(self.channels) for before in range(channel)]
+        for place, (channel, before) in enumerate(pairs):
+            location = location.at[..., channel].add(factors[..., place] * (x[..., before] - 0.5))
+        return DiscretizedLogistic(location, log_scale, self.levels)
+
+    def _by_channels(self, value: Callable[[DiscretizedLogistic], jax.Array]) -> Float[Array, "*kbmc"]:
+        """A value of every component, channel after channel, each given those before."""
+        x = jnp.zeros_like(self._parts()[1])
+        for channel in range(self.channels):
+            x = x.at[..., channel].set(value(self._component(x))[..., channel])
+        return x
+
+
+def outputs_of_mixture(channels: int) -> int:
+    """Numbers that describe one component: its logit; a location and a scale a channel; a factor a pair of channels."""
+    return 1 + 2 * channels + channels * (channels - 1) // 2
 
 
 def _normal_log_prob(x: Float[Array, "*n"], mean: Float[Array, "*n"], log_scale: Float[Array, "*m"]) -> Float[Array, "*n"]:

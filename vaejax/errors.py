@@ -24,5 +24,5 @@ class TrainingError(VaejaxError):
     """A run cannot start, go on, or be extended as asked."""
 
 
-class Terminated(VaejaxError):
-    """The process was asked to stop (SIGTERM); what was done so far is saved."""
+class Terminated(BaseException):
+    """The process was asked to stop (SIGTERM); like KeyboardInterrupt no error, so that nothing takes it for one."""

@@ -3,7 +3,8 @@
     {"split", "step", "samples", "draw", "metrics": {name: {"mean", "sem", "n", "unit"}},
      "undefined": {name: why}, "baselines": {"pca": {name: {...}}}}
 
-Likelihoods are in nats an image and of the images as the model sees them. Everything drawn is fixed by (draw, index), so that
+Likelihoods are in nats an image and of the images as the model sees them; those of a conditional model are given the label.
+Everything drawn is fixed by (draw, index), so that
 the same weights give the same file.
 """
 
@@ -21,7 +22,6 @@ from sklearn.decomposition import PCA
 from vaejax import distributions as dist
 from vaejax import experiment, keys, metrics, runs, training
 from vaejax.applications.reconstruction import encode, reconstruct
-from vaejax.interruption import Interruption
 from vaejax.models import Condition, Model, Params, condition_of
 from vaejax.progress import bar
 from vaejax.runs import Run
@@ -51,7 +51,6 @@ def evaluate(
     best: bool = False,
     samples: int | None = None,
     draw: int | None = None,
-    interruption: Interruption | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run's averaged weights and writes `evaluation.json`.
 
@@ -61,20 +60,18 @@ def evaluate(
         best: take the checkpoint of lowest validation loss instead of the newest.
         samples: importance samples an image; None: as configured.
         draw: seed of binarisation and samples; None: as configured.
-        interruption: a stop is noticed between batches.
 
     Returns:
         What was written.
 
     Raises:
         CheckpointError: nothing to evaluate.
-        Terminated: a stop was asked for.
     """
     settings = run.config.evaluation
     samples, draw = samples or settings.samples, settings.draw if draw is None else draw
     trained = experiment.restore(run, best)
     with training.explain_out_of_memory("evaluation.batch_size", settings.batch_size):
-        values = per_example(run, trained.params, split, samples, draw, interruption or Interruption())
+        values = per_example(run, trained.params, split, samples, draw)
     result = {
         "split": split,
         "step": trained.step,
@@ -88,9 +85,7 @@ def evaluate(
     return result
 
 
-def per_example(
-    run: Run, params: Params, split: str, samples: int, draw: int, interruption: Interruption
-) -> dict[str, Float[np.ndarray, "n ..."]]:
+def per_example(run: Run, params: Params, split: str, samples: int, draw: int) -> dict[str, Float[np.ndarray, "n ..."]]:
     """Every metric that the model defines, one value an example of the split, and its posterior means under "mean"."""
     split_size, model = run.data.splits[split].n, run.model
     rows = _rows(run, split)
@@ -104,7 +99,7 @@ def per_example(
             condition = condition_of(model, placed)
             values = dict(reconstructed(params, placed["image"], condition))
             parts = []
-            for start in interruption.watch(range(0, samples, chunk)):
+            for start in range(0, samples, chunk):
                 numbers = jnp.arange(start, min(start + chunk, samples))
                 parts.append(sampled(params, placed["image"], keys.of_examples(key, placed["index"]), numbers, condition))
             values |= _merged(parts, samples)

@@ -1,16 +1,13 @@
-"""SIGTERM as a request: work goes on to the next safe point, saves, and stops."""
+"""SIGTERM as a request where work is resumed, and at once where it is done again."""
 
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
 
 from vaejax.errors import Terminated
 
-Item = TypeVar("Item")
-
-_GOES_ON = "stopped by SIGTERM; the same command goes on from here."
+_STOPPED = "stopped by SIGTERM; run the same command again."
 
 
 class Interruption:
@@ -29,17 +26,6 @@ class Interruption:
         """Asks for a stop at the next safe point."""
         self._requested.set()
 
-    def watch(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, until a stop is asked for.
-
-        Raises:
-            Terminated: before the next item, once it is.
-        """
-        for item in items:
-            if self.requested:
-                raise Terminated(_GOES_ON)
-            yield item
-
 
 @contextlib.contextmanager
 def on_sigterm() -> Iterator[Interruption]:
@@ -52,7 +38,7 @@ def on_sigterm() -> Iterator[Interruption]:
     with _handling(interruption.request):
         yield interruption
     if interruption.requested:
-        raise Terminated(_GOES_ON)
+        raise Terminated(_STOPPED)
 
 
 @contextlib.contextmanager
@@ -60,7 +46,7 @@ def at_once() -> Iterator[None]:
     """Within the block SIGTERM raises Terminated wherever work stands: for work that is not resumed but done again."""
 
     def stop() -> None:
-        raise Terminated(_GOES_ON)
+        raise Terminated(_STOPPED)
 
     with _handling(stop):
         yield

@@ -17,7 +17,7 @@ from vaejax import networks
 from vaejax.batches import Batch
 from vaejax.config import ModelConfig
 from vaejax.errors import ConfigError
-from vaejax.keys import of_samples
+from vaejax.keys import of_samples, stream
 
 Params: TypeAlias = Any
 """A pytree of arrays."""
@@ -96,14 +96,14 @@ def build(config: ModelConfig, image_shape: tuple[int, int, int], classes: int |
         }
         if classes:
             shape = (classes, math.prod(image_shape[:-1]))
-            params[ENCODER]["labels"] = jax.random.normal(jax.random.fold_in(encoder_key, 1), shape)
-        if config.likelihood != "bernoulli" and config.scale == "shared":
+            params[ENCODER]["labels"] = jax.random.normal(stream(encoder_key, "labels"), shape)
+        if _shares_scale(config):
             params["log_scale"] = jnp.zeros(image_shape[-1])
         return params
 
     def posterior(params: Params, images: Float[Array, "b ..."], condition: Condition) -> dist.DiagonalGaussian:
         if classes:
-            pictures = _weights(condition, classes) @ params[ENCODER]["labels"]
+            pictures = weights_of(condition, classes) @ params[ENCODER]["labels"]
             images = jnp.concatenate([images, pictures.reshape(*images.shape[:-1], 1)], axis=-1)
         mean, raw = jnp.split(networks.apply(encoder, params[ENCODER], images), 2, axis=-1)
         return dist.DiagonalGaussian(mean, dist.soft_bound(raw, *dist.LATENT_LOG_SCALE))
@@ -111,10 +111,10 @@ def build(config: ModelConfig, image_shape: tuple[int, int, int], classes: int |
     def decode(params: Params, latents: Float[Array, "*k b d"], condition: Condition = None) -> dist.Likelihood:
         _check(condition, classes)
         if classes:
-            weights = _weights(condition, classes)
+            weights = weights_of(condition, classes)
             latents = jnp.concatenate([latents, jnp.broadcast_to(weights, (*latents.shape[:-1], classes))], axis=-1)
         raw = networks.apply(decoder, params["decoder"], latents.reshape(-1, latents.shape[-1]))
-        return _likelihood(config, raw.reshape(*latents.shape[:-1], *raw.shape[1:]), params)
+        return _likelihood(config, raw.reshape(*latents.shape[:-1], *raw.shape[1:]), params, image_shape[-1])
 
     def infer(
         params: Params,
@@ -142,7 +142,7 @@ def build(config: ModelConfig, image_shape: tuple[int, int, int], classes: int |
         _check(condition, classes)
         return dist.standard_normal(keys.shape[0], config.latent_size).sample(keys, temperature)
 
-    levels = {"bernoulli": 2, "gaussian": None, "discretized_logistic": config.levels}[config.likelihood]
+    levels = {"bernoulli": 2, "gaussian": None}.get(config.likelihood, config.levels)
     return Model(init, infer, decode, prior, image_shape, levels, classes)
 
 
@@ -151,26 +151,32 @@ def condition_of(model: Model, batch: Batch) -> Condition:
     return jnp.asarray(batch["label"]) if model.classes else None
 
 
+def _shares_scale(config: ModelConfig) -> bool:
+    """Whether all pixels have one scale a channel, a parameter of its own."""
+    return config.likelihood in ("gaussian", "discretized_logistic") and config.scale == "shared"
+
+
 def _outputs(config: ModelConfig, channels: int) -> int:
     """Numbers a pixel that the decoder gives."""
-    return 2 * channels if config.likelihood != "bernoulli" and config.scale == "pixel" else channels
+    if config.likelihood == "logistic_mixture":
+        return config.components * dist.outputs_of_mixture(channels)
+    return channels if config.likelihood == "bernoulli" or _shares_scale(config) else 2 * channels
 
 
-def _likelihood(config: ModelConfig, raw: Float[Array, "*n"], params: Params) -> dist.Likelihood:
+def _likelihood(config: ModelConfig, raw: Float[Array, "*n"], params: Params, channels: int) -> dist.Likelihood:
     """The decoder's raw numbers as a distribution over images."""
     if config.likelihood == "bernoulli":
         return dist.Bernoulli(raw)
-    if config.scale == "shared":
-        location, scale = raw, params["log_scale"]
-    else:
-        location, scale = jnp.split(raw, 2, axis=-1)
+    if config.likelihood == "logistic_mixture":
+        return dist.LogisticMixture(raw, channels, config.levels)
+    location, scale = (raw, params["log_scale"]) if _shares_scale(config) else jnp.split(raw, 2, axis=-1)
     if config.likelihood == "gaussian":
         return dist.Gaussian(location, scale)
     return dist.DiscretizedLogistic(location, scale, config.levels)
 
 
-def _weights(condition: Condition, classes: int) -> Float[Array, "*b classes"]:
-    """One weight a label: labels become 1 at their place."""
+def weights_of(condition: Condition, classes: int) -> Float[Array, "*b classes"]:
+    """A condition as one weight a label: labels become 1 at their place."""
     assert condition is not None  # `_check` has seen to it
     return jax.nn.one_hot(condition, classes) if jnp.issubdtype(condition.dtype, jnp.integer) else condition
 

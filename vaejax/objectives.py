@@ -69,28 +69,29 @@ def iwae(model: Model, config: ObjectiveConfig, optimizer: optax.GradientTransfo
     """The negative importance-weighted bound of `config.samples` draws (Burda et al. 2016, eq. 8).
 
     Its weights are p(x|z) (p(z) / q(z|x))^beta. With `gradient="doubly_reparameterized"` the encoder follows the estimator
-    whose signal does not drown as the draws grow in number (Tucker et al. 2019, eq. 8): the path through the draws alone,
-    weighted by the squared normalised weights.
+    whose signal does not drown as the draws grow in number: the path through the draws alone, weighted by the squares w^2 of
+    the normalised weights (Tucker et al. 2019, eq. 8); for any beta, by the same steps, by (1 - beta) w + beta w^2.
     """
     doubly = config.gradient == "doubly_reparameterized"
 
     def value_and_gradient(
         params: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[tuple[jax.Array, Terms], Params]:
+        beta = _beta(config, step)
         images, example_keys = _selected(batch), of_examples(key, batch["index"])
 
         def log_weights(params: Params) -> tuple[jax.Array, Terms]:
             condition = condition_of(model, batch)
             inference = model.infer(params, images, example_keys, config.samples, condition, stop_posterior_gradient=doubly)
             log_likelihood = dist.log_prob(inference.likelihood, images)
-            return log_likelihood - _beta(config, step) * inference.log_ratio, elbo_terms(inference, images)
+            return log_likelihood - beta * inference.log_ratio, elbo_terms(inference, images)
 
         values, pull, terms = jax.vjp(log_weights, params, has_aux=True)
         share = jax.nn.softmax(values, axis=0)
         rows = jnp.where(batch["mask"], -1.0 / batch["mask"].sum(), 0.0)[jnp.newaxis]
         (gradient,) = pull(share * rows)
         if doubly:
-            gradient = gradient | {ENCODER: pull(share**2 * rows)[0][ENCODER]}
+            gradient = gradient | {ENCODER: pull(((1.0 - beta) * share + beta * share**2) * rows)[0][ENCODER]}
         return (masked_mean(-log_mean_exp(values), batch["mask"]), terms), gradient
 
     return _descent(value_and_gradient, optimizer)

@@ -58,7 +58,7 @@ def write(run: Run, best: bool = False) -> epath.Path:
     environment = jinja2.Environment(autoescape=True, loader=jinja2.PackageLoader("vaejax", "templates"))
     page = run.directory / "report" / "index.html"
     page.parent.mkdir(exist_ok=True)
-    page.write_text(environment.get_template("report.html").render(values))
+    runs.write_text(page, environment.get_template("report.html").render(values))
     return page
 
 
@@ -103,13 +103,17 @@ def _pictures(run: Run, params: Any) -> list[dict[str, str]]:
     samples = draw_samples(run.model, params, 0, 50, 1.0, labels).reshape(5, 10, *run.model.image_shape)
     augmented, originals = _augmented(run)
     drawn: list[tuple[str, str, Image.Image | Figure]] = [
-        ("Training", "Negative ELBO and its two terms, nats per image.", _curves(run)),
+        ("Training", "What is minimised, and the two terms of the ELBO, nats per image.", _curves(run)),
         (
             "Reconstructions",
             "Test images, each above its reconstruction from the posterior mean.",
             grid(pairs(np.asarray(batch["image"]), draw_reconstructions(run.model, params, batch))),
         ),
-        ("Samples", "Expected images of draws from the prior" + (", by label." if labels is not None else "."), grid(samples)),
+        (
+            "Samples",
+            "Expected images of draws from the prior" + (", by label in turn." if labels is not None else "."),
+            grid(samples),
+        ),
         (
             "Interpolation",
             "Straight lines between the posterior means of two test images (left and right).",

@@ -102,12 +102,12 @@ def _open(path: epath.Path, config: Config) -> Run:
             f"data.path={config.data.path!r}: the images are not those that {path} began with (another fingerprint). "
             "Restore them, or train into another --workdir."
         )
-    if data.white != 1.0 and config.model.likelihood == "discretized_logistic" and config.model.levels > data.white + 1:
+    model = models.build(config.model, data.image_shape, len(data.label_names) if data.label_names else None)
+    if data.white != 1.0 and model.levels is not None and model.levels > data.white + 1:
         raise DataError(
             f"model.levels={config.model.levels}: the images have {data.white + 1:g} levels; expected at most those."
         )
-    classes = len(data.label_names) if data.label_names else None
-    return Run(path, config, data, models.build(config.model, data.image_shape, classes))
+    return Run(path, config, data, model)
 
 
 def _require_same(old: Config, new: Config, directory: str) -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vaejax.keys import of_examples
-from vaejax.models import Condition, Latents, Model, Params
+from vaejax.models import Condition, Latents, Model, Params, weights_of
 
 
 def encode(model: Model, params: Params, images: Float[Array, "b ..."], condition: Condition = None) -> Latents:
@@ -44,8 +44,8 @@ def interpolate(
     """
 
     def end(images: Float[Array, "b ..."], condition: Condition) -> tuple[Latents, Condition]:
-        weights = None if model.classes is None else jax.nn.one_hot(condition, model.classes)
-        return encode(model, params, images, condition), weights
+        mean = encode(model, params, images, condition)
+        return mean, None if model.classes is None else weights_of(condition, model.classes)
 
     ends = [end(first, conditions[0]), end(second, conditions[1])]
 

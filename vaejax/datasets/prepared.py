@@ -284,16 +284,20 @@ def _open(folder: Path) -> DataSet:
         splits={split: _split(folder, split, n) for split, n in manifest["n"].items()},
         image_shape=(height, width, channels),
         white=manifest["white"],
-        label_names=tuple(manifest["label_names"] or _numbers(folder)) or None,
+        label_names=tuple(manifest["label_names"] or _numbers(folder, manifest["n"])) or None,
         fingerprint=manifest["fingerprint"],
         skipped=tuple((path, reason) for path, reason in json.loads((folder / "skipped.json").read_text())),
     )
 
 
-def _numbers(folder: Path) -> list[str]:
-    """The labels 0, 1, ... up to the largest, as names; none without labels."""
-    largest = [np.load(path).max(initial=-1) for path in folder.glob("*_label.npy")]
-    return [str(label) for label in range(1 + max(largest, default=-1))]
+def _numbers(folder: Path, n: dict[str, int]) -> list[str]:
+    """The labels 0, 1, ... up to the largest, as names; none where a split has no labels, or they are no classes."""
+    files = [folder / f"{split}_label.npy" for split in n]
+    if not all(file.exists() for file in files):
+        return []
+    labels = np.concatenate([np.load(file) for file in files])
+    classes = int(labels.min()) >= 0 and int(labels.max()) < len(labels)
+    return [str(label) for label in range(1 + int(labels.max()))] if classes else []
 
 
 def _split(folder: Path, split: str, n: int) -> Split:

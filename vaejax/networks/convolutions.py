@@ -92,7 +92,6 @@ def _convolve_forward(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax
 
 def _convolve_backward(stride: int, saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    g = jax.lax.optimization_barrier(g)  # read nine times below: computed once
     (x_gradient,) = jax.linear_transpose(lambda x: _convolve_natively(x, kernel, stride), x)(g)
     return x_gradient, _kernel_gradient(x, g, stride)
 
@@ -142,8 +141,12 @@ def _kernel_gradient(x: Float[Array, "b h w c"], g: Float[Array, "b h2 w2 d"], s
         by_products = _kernel_gradient_to_few
     else:
         by_products = functools.partial(_kernel_gradient_by_taps, stride=stride)
+
+    def on_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
+        return by_products(x, jax.lax.optimization_barrier(g))  # read nine times: computed once
+
     natively = functools.partial(_kernel_gradient_natively, stride=stride)
-    return jax.lax.platform_dependent(x, g, cpu=by_products, default=natively)
+    return jax.lax.platform_dependent(x, g, cpu=on_cpu, default=natively)
 
 
 def _kernel_gradient_natively(x: jax.Array, g: jax.Array, stride: int) -> jax.Array:
