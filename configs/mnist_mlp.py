@@ -21,11 +21,12 @@ def get_config() -> ConfigDict:
     config.model.latent_size = 40
     config.model.hidden = (512, 512)
     config.model.likelihood = "bernoulli"
-    config.data.batch_size = 256
-    config.objective.warmup_steps = 3_000
-    config.optimizer.learning_rate = 5e-3
+    config.objective.warmup_steps = 4_000
+    config.optimizer.name = "adamw"
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.learning_rate = 2.5e-3
     config.optimizer.warmup_steps = 1_000
-    config.training.steps = 21_000
+    config.training.steps = 40_000
     config.training.checkpoint_every = 5_000
     config.training.log_every = 500
     return config

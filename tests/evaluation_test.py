@@ -127,7 +127,7 @@ def test_one_sample_is_exact_where_images_ignore_the_latents(tmp_path):
     """All weights 0: the posterior is the prior, and every pixel is 1 with probability 1/2."""
     run = create(tmp_path, BERNOULLI)
     flat = jax.tree.map(jnp.zeros_like, run.model.init(jax.random.key(0)))
-    found = evaluation.per_example(run, flat, "test", 1, 0, Interruption())
+    found = evaluation.per_example(run, flat, "test", 1, 0)
     np.testing.assert_allclose(found["nll"], math.prod(SHAPE) * math.log(2.0), rtol=1e-5)
     np.testing.assert_allclose(found["bits_per_dim"], 1.0, rtol=1e-5)
     np.testing.assert_allclose(found["rate"], 0.0, atol=1e-6)
@@ -178,7 +178,7 @@ def test_every_split_can_be_evaluated(tmp_path, split):
 def test_the_averaged_weights_are_evaluated_where_there_are_any(tmp_path, ema_decay):
     run = create(tmp_path, GAUSSIAN, ema_decay=ema_decay)
     state = save(run)
-    expected = evaluation.per_example(run, state.ema if ema_decay else state.params, "test", SAMPLES, 0, Interruption())
+    expected = evaluation.per_example(run, state.ema if ema_decay else state.params, "test", SAMPLES, 0)
     result = evaluation.evaluate(run)["metrics"]
     for name in ("nll", "mse", "rate"):
         assert result[name]["mean"] == pytest.approx(np.float64(expected[name]).mean(), rel=1e-6)
