@@ -235,7 +235,9 @@ def test_reconstructions_without_error_are_counted(tmp_path, monkeypatch):
     run = create(tmp_path, GAUSSIAN)
     save(run)
     assert evaluation.evaluate(run)["metrics"]["psnr"]["capped"] == 0
-    monkeypatch.setattr(evaluation, "reconstruct", lambda model, params, seen: jnp.where(seen.max() > 0, 0.0 * seen, seen))
+    monkeypatch.setattr(
+        evaluation, "reconstruct", lambda model, params, seen, condition: jnp.where(seen.max() > 0, 0.0 * seen, seen)
+    )
     psnr = evaluation.evaluate(run)["metrics"]["psnr"]
     assert psnr["capped"] == 2  # the two black ones
     assert psnr["n"] == SIZES["test"]
