@@ -144,7 +144,7 @@ def check_agreement(params: Any, batch: batches.Batch) -> str:
     ours = step(params, params, batch, key, 0)
 
     sample_keys = keys.of_samples(keys.of_examples(key, batch["index"]), np.arange(1))
-    noise = dist.standard_normal(len(batch["index"]), MODEL.latent_size).sample(sample_keys)[0]
+    noise = dist.standard_normal(MODEL.latent_size).sample(sample_keys)[0]
     vae = load(to_torch(params))
     loss = vae(torch.tensor(to_torch_images(batch)), torch.tensor(np.array(noise)))
     loss.backward()

@@ -21,13 +21,13 @@ def get_config() -> ConfigDict:
     config.model.network = "mlp"
     config.model.latent_size = 40
     config.model.hidden = (512, 512)
+    config.model.prior = "mixture"
+    config.model.prior_components = 500
     config.model.likelihood = "bernoulli"
     config.objective.warmup_steps = 4_000
-    config.optimizer.name = "adamw"
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.learning_rate = 2.5e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 1_000
-    config.training.steps = 40_000
+    config.training.steps = 60_000
     config.training.checkpoint_every = 5_000
     config.training.log_every = 500
     return config

@@ -174,5 +174,5 @@ def test_one_step_of_the_library_takes_labels():
     model, params = built()
     objective = objectives.elbo(model, ObjectiveConfig(), optax.adam(1e-3))
     data = batches.batch_of(np.asarray(images()), label=np.array([2, 0, 1]))
-    result = jax.jit(objective.update)(params, objective.init(params), data, jax.random.key(0), jnp.int32(0))
+    result = jax.jit(objective.update)(params, objective.init(params, jax.random.key(1)), data, jax.random.key(0), jnp.int32(0))
     assert np.isfinite(result.loss)

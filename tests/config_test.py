@@ -24,10 +24,19 @@ PARTNERS = {
     ("data.binarization", "dynamic"): {"model.likelihood": "bernoulli"},
     ("model.likelihood", "bernoulli"): {"data.binarization": "dynamic"},
     ("objective.gradient", "doubly_reparameterized"): {"objective.name": "iwae"},
+    ("objective.name", "vq"): {"model.family": "vq"},
+    ("model.family", "vq"): {"objective.name": "vq"},
+    ("model.family", "hierarchical"): {"model.network": "resnet"},
+    ("model.code_prior", "transformer"): {"model.family": "vq", "objective.name": "vq"},
+    ("transfer.freeze", ("decoder",)): {"transfer.source": "somewhere"},
     ("optimizer.weight_decay", 1.0): {"optimizer.name": "adamw"},
     ("optimizer.warmup_steps", 999_999_999): {"training.steps": 1_000_000_000},
 }
 """What else must be set for a value that is allowed only beside it."""
+
+
+class Names(tuple):
+    """Stands for the kind of a field that is a list of names."""
 
 
 class Leaf(NamedTuple):
@@ -47,7 +56,8 @@ def _leaves() -> Iterator[Leaf]:
             hint = typing.get_type_hints(section)[field.name]
             optional = isinstance(hint, types.UnionType)
             kind = typing.get_args(hint)[0] if optional else hint
-            yield Leaf(prefix + field.name, typing.get_origin(kind) or kind, optional, field.metadata)
+            kind = Names if kind == tuple[str, ...] else typing.get_origin(kind) or kind
+            yield Leaf(prefix + field.name, kind, optional, field.metadata)
 
 
 LEAVES = list(_leaves())
@@ -57,6 +67,7 @@ WRONG_TYPES: dict[type, list[Any]] = {
     float: ["0.1", True, [0.1], {}, 1j],
     bool: [1, 0.0, "true", [True]],
     str: [3, 0.5, True, ["adam"], {}],
+    Names: [28, "encoder", ("encoder", "unknown"), (1,), {}, math.nan],
     tuple: [28, 2.5, "28", [], (), (28.0, 28.0), (True, True), ("28", "28"), {}],
 }
 
@@ -98,7 +109,10 @@ def _accepted() -> Iterator[Any]:
             values[-1] -= 1
         if leaf.kind is tuple:
             values = [(value, value) for value in values]
-        values += list(leaf.limits["choices"] or ()) + ([True, False] if leaf.kind is bool else [])
+        choices = list(leaf.limits["choices"] or ())
+        if leaf.kind is Names:
+            choices = [(), *((choice,) for choice in choices if leaf.name != "transfer.freeze" or choice == "decoder")]
+        values += choices + ([True, False] if leaf.kind is bool else [])
         values += [None] if leaf.optional else []
         for value in values:
             yield pytest.param(leaf, value, id=f"{leaf.name}={value!r}")
@@ -130,7 +144,7 @@ def _numbers(text: str) -> list[float]:
 def test_every_section_is_walked():
     assert len(LEAVES) > 40
     assert {leaf.name.rpartition(".")[0] for leaf in LEAVES} == {
-        "", "data", "augment", "model", "objective", "optimizer", "training", "evaluation",
+        "", "data", "augment", "model", "objective", "transfer", "optimizer", "training", "evaluation",
     }  # fmt: skip
 
 
@@ -163,7 +177,7 @@ def test_a_field_accepts_its_limits(leaf, value):
     partners = PARTNERS.get((leaf.name, value), {})
     found = _get(from_dict(_values({leaf.name: value} | partners)), leaf.name)
     assert found == value
-    assert found is None or type(found) is leaf.kind
+    assert found is None or type(found) is (tuple if leaf.kind is Names else leaf.kind)
 
 
 def test_a_whole_number_serves_where_a_fraction_may_stand():
@@ -232,6 +246,57 @@ def test_a_section_is_no_value(value):
         ({"model.network": "transformer", "model.width": 10}, "model.width=10", "model.heads=4, such as 8"),
         ({"objective.name": "iwae", "objective.free_bits": 1.0}, "objective.free_bits=1.0", 'objective.name="elbo"'),
         ({"objective.gradient": "doubly_reparameterized"}, "objective.gradient='doubly", 'objective.name="iwae"'),
+        ({"objective.name": "vq", "objective.free_bits": 1.0, "model.family": "vq"}, "objective.free_bits=1.0", "'vq'"),
+        ({"objective.name": "vae_gan", "objective.samples": 2}, "objective.samples=2", "objective.samples=1"),
+        ({"objective.name": "vae_gan", "model.family": "hierarchical", "model.network": "resnet"}, "objective.name", "'elbo'"),
+        (
+            {"objective.name": "vae_gan", "model.likelihood": "bernoulli", "data.binarization": "dynamic"},
+            "objective.name='vae_gan'",
+            "model.likelihood='gaussian'",
+        ),
+        ({"objective.name": "vq"}, "objective.name='vq'", "model.family='vq'"),
+        ({"model.family": "vq"}, "objective.name='elbo'", "objective.name='vq'"),
+        ({"model.family": "vq", "model.network": "mlp"}, "model.network='mlp'", "cnn or resnet"),
+        ({"model.family": "hierarchical"}, "model.network='cnn'", "model.network='resnet'"),
+        (
+            {"model.family": "hierarchical", "model.network": "resnet", "model.prior": "mixture"},
+            "model.prior='mixture'",
+            "'standard_normal'",
+        ),
+        (
+            {"model.family": "hierarchical", "model.network": "resnet", "model.posterior": "iaf"},
+            "model.posterior='iaf'",
+            "'gaussian'",
+        ),
+        ({"model.code_prior": "transformer"}, "model.code_prior='transformer'", "'uniform'"),
+        ({"model.conditional": True, "model.prior": "vamp"}, "model.prior='vamp'", "model.prior='mixture'"),
+        ({"model.conditional": True, "model.family": "vq", "objective.name": "vq"}, "model.conditional=True", "'transformer'"),
+        (
+            {"objective.name": "iwae", "objective.gradient": "doubly_reparameterized", "model.posterior": "iaf"},
+            "objective.gradient=",
+            "model.posterior='iaf'",
+        ),
+        (
+            {"objective.name": "iwae", "objective.gradient": "doubly_reparameterized", "model.prior": "vamp"},
+            "objective.gradient=",
+            "model.prior='vamp'",
+        ),
+        ({"transfer.freeze": ("encoder",)}, "transfer.freeze=('encoder',)", "transfer.source"),
+        (
+            {"transfer.freeze": ("prior",), "transfer.source": "somewhere"},
+            "transfer.freeze=('prior',)",
+            "prior would stay random",
+        ),
+        (
+            {
+                "model.family": "vq",
+                "objective.name": "vq",
+                "transfer.source": "somewhere",
+                "transfer.freeze": ("codebook",),
+            },
+            "transfer.freeze=('codebook',)",
+            "objective.name='elbo'",
+        ),
         ({"data.image_size": (28,)}, "data.image_size=(28,)", "(height, width)"),
         ({"data.image_size": (28, 28, 1)}, "data.image_size=(28, 28, 1)", "(height, width)"),
     ],
@@ -254,6 +319,14 @@ def test_contradictions_are_refused(settings, start, named):
         {"model.network": "transformer", "model.patch_size": 7, "data.image_size": (28, 42)},
         {"model.network": "cnn", "model.patch_size": 5, "data.image_size": (28, 42)},
         {"objective.name": "iwae", "objective.samples": 50, "objective.gradient": "doubly_reparameterized"},
+        {"objective.name": "iwae", "objective.gradient": "doubly_reparameterized", "model.prior": "mixture"},
+        {
+            "model.family": "vq",
+            "model.code_prior": "transformer",
+            "model.conditional": True,
+            "transfer.source": "somewhere",
+            "transfer.freeze": ("encoder", "decoder", "codebook"),
+        },
     ],
 )
 def test_what_fits_together_is_accepted(settings):

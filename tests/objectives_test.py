@@ -36,7 +36,9 @@ def update(step: int = 0, data: batches.Batch | None = None, params: models.Para
     """One step of plain gradient descent with step size 1, so that the parameters lose exactly the gradient."""
     objective = descent(ObjectiveConfig(**config))
     params = built()[1] if params is None else params
-    return objective.update(params, objective.init(params), data or batch(), jax.random.key(1), jnp.int32(step))
+    return objective.update(
+        params, objective.init(params, jax.random.key(0)), data or batch(), jax.random.key(1), jnp.int32(step)
+    )
 
 
 def gradient(result: objectives.Update) -> models.Params:
@@ -179,7 +181,7 @@ def test_the_doubly_reparameterized_gradient_is_its_formula():
     def density(encoder, z):
         mean, log_scale = posterior(encoder, data["image"])
         log_q = dist.DiagonalGaussian(mean, log_scale).log_prob(z)
-        log_p = dist.standard_normal(len(data["index"]), 2).log_prob(z)
+        log_p = dist.standard_normal(2).log_prob(z)
         return dist.log_prob(model.decode(params, z), data["image"]) + log_p - log_q
 
     @jax.jit
@@ -209,7 +211,9 @@ def test_the_doubly_reparameterized_gradient_has_the_same_mean_and_less_noise(be
         objective = objectives.build(model, config, optax.sgd(1.0))
 
         def flat(key):
-            moved = objective.update(params, objective.init(params), batch(), key, jnp.int32(0)).params["encoder"]
+            moved = objective.update(params, objective.init(params, jax.random.key(0)), batch(), key, jnp.int32(0)).params[
+                "encoder"
+            ]
             return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(moved)])
 
         return np.float64(jax.jit(lambda keys: jax.lax.map(flat, keys))(jax.random.split(jax.random.key(5), 400)))

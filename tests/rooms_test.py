@@ -15,14 +15,14 @@ ORDER = (
     "config", "keys", "distributions",
     "datasets", "batches", "augment", "pipeline",
     "networks", "models", "objectives", "optimizers", "metrics", "training",
-    "checkpoints", "runs", "journal", "interruption", "progress", "experiment",
-    "applications", "evaluation", "report", "gallery", "cli",
+    "checkpoints", "runs", "journal", "interruption", "progress", "transfer", "experiment",
+    "applications", "evaluation", "samplers", "classifier", "frechet", "report", "gallery", "cli",
 )  # fmt: skip
 """A room imports only rooms that stand before it."""
 
 OWNERS = {
     "flax": {"networks"},
-    "optax": {"objectives", "optimizers"},
+    "optax": {"objectives", "optimizers", "classifier"},
     "dm_pix": {"metrics"},
     "orbax": {"checkpoints"},
     "tensorflow": {"pipeline", "augment", "datasets"},
@@ -100,7 +100,7 @@ def test_what_is_private_stays_in_its_room(room, path):
     assert {name for name in taken if any(part.startswith("_") for part in name.split("."))} == set()
 
 
-@pytest.mark.parametrize("folder", ["datasets", "networks", "applications"])
+@pytest.mark.parametrize("folder", ["datasets", "networks", "models", "objectives", "applications"])
 def test_files_of_a_room_do_not_import_in_a_circle(folder):
     edges = {
         path.stem: {name.split(".")[2] for name in _imports(path) if name.startswith(f"vaejax.{folder}.")}

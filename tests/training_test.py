@@ -128,7 +128,7 @@ def report(loss: float = 2.0, norm: float = 1.0, rows: int = 3, **bad: int) -> t
     terms = {name: np.ones(rows, np.float32) for name in ("distortion", "rate")}
     for name, row in bad.items():
         terms[name][row] = np.nan
-    return training.Report(jnp.float32(loss), terms, jnp.float32(norm))
+    return training.Report(jnp.float32(loss), terms, jnp.float32(norm), {})
 
 
 def test_finite_reports_become_scalars():

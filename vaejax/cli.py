@@ -69,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
         "--temperature", type=_temperature, default=1.0, help="scale of the prior's standard deviation; default: 1"
     )
 
+    sample.add_argument(
+        "--sampler",
+        choices=("prior", "mixture"),
+        default="prior",
+        help="where latents come from: the model's prior, or Gaussians fitted to the training images' posterior",
+    )
     sample.add_argument("--label", help="of a conditional model: the label of all images; default: every label in turn")
 
     reconstruct = _run_verb(
@@ -88,6 +94,22 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (sample, reconstruct, interpolate):
         verb.add_argument("--seed", type=_seed, default=0, help="which are drawn; default: %(default)s")
         verb.add_argument("--output", metavar="DIR", help="where NAME.png and NAME.npz go; default: in the run directory")
+
+    frechet = _run_verb(
+        verbs,
+        "frechet",
+        _frechet,
+        "Frechet distance between samples and test images, on the features of a classifier trained on the same images",
+        "vaejax frechet runs/mnist --n=10000 --seeds=5",
+    )
+    frechet.add_argument("--n", type=_positive, default=500, help="samples, and test images; default: %(default)s")
+    frechet.add_argument("--seeds", type=_positive, default=5, help="how often, with other samples; default: %(default)s")
+    frechet.add_argument(
+        "--sampler",
+        choices=("prior", "mixture", "both"),
+        default="prior",
+        help="where latents come from (see `vaejax sample --help`); default: %(default)s",
+    )
 
     _run_verb(verbs, "report", _report, "draw report/index.html", "vaejax report runs/quickstart --best")
     return parser
@@ -158,6 +180,19 @@ def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     _show(evaluation.evaluate(run, arguments.split, arguments.best, arguments.samples, arguments.draw))
 
 
+def _frechet(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vaejax import frechet, runs
+
+    names = ("prior", "mixture") if arguments.sampler == "both" else (arguments.sampler,)
+    result = frechet.measure(runs.load(arguments.directory), arguments.n, arguments.seeds, names, arguments.best)
+    accuracy = f"the classifier has {100 * result['classifier']['accuracy']:.1f} % of the test images right"
+    print(f"as many training images: {result['floor']:.4g} ({accuracy})")
+    for name in names:
+        agreeing = result["agreement"].get(name)
+        told = f"; {100 * agreeing['mean']:.2f} % have the label asked for" if agreeing else ""
+        print(f"samples from the {name}: {_number(result['samplers'][name])}{told}")
+
+
 def _report(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from vaejax import report, runs
 
@@ -168,7 +203,8 @@ def _sample(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from vaejax import gallery
 
     run, output = _open(arguments)
-    gallery.sample(run, output, arguments.best, arguments.n, arguments.seed, arguments.temperature, arguments.label)
+    how = (arguments.seed, arguments.temperature, arguments.label, arguments.sampler)
+    gallery.sample(run, output, arguments.best, arguments.n, *how)
     print(f"written: {output / 'samples.png'}, samples.npz")
 
 
@@ -205,7 +241,7 @@ def _show(result: dict[str, Any]) -> None:
 
     table = Table("metric", "vaejax", "PCA", "unit", title=f"{result['split']} split at step {result['step']}")
     for name, value in result["metrics"].items():
-        floor = result["baselines"]["pca"].get(name)
+        floor = result["baselines"].get("pca", {}).get(name)
         table.add_row(name, _number(value), _number(floor) if floor else "", value["unit"])
     Console().print(table)
 

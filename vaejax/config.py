@@ -79,19 +79,47 @@ class ModelConfig(Section):
     """The networks, the latent space and the likelihood."""
 
     prefix = "model."
+    family: str = declare(
+        "vae",
+        "one latent vector; levels of latent images, from coarse to fine (hierarchical); or an image of codes (vq)",
+        choices=("vae", "hierarchical", "vq"),
+    )
     network: str = declare("cnn", "encoder and decoder", choices=("mlp", "cnn", "resnet", "transformer"))
-    latent_size: int = declare(16, "latent dimensions", low=1, high=65_536)
+    latent_size: int = declare(
+        16, "latent dimensions; hierarchical: at each place of a level; vq: of the vector of a code", low=1, high=65_536
+    )
     hidden: tuple[int, ...] = declare(
         (256,), "mlp, cnn, resnet: widths of the dense hidden layers, from the image inwards", low=1, high=65_536
     )
     features: tuple[int, ...] = declare(
         (32, 64), "cnn, resnet: channels after each halving of the image, from the image inwards", low=1, high=8_192
     )
-    blocks: int = declare(2, "resnet: residual blocks at each size of the image", low=1, high=1_000)
+    blocks: int = declare(
+        2, "resnet: residual blocks at each size of the image; hierarchical: levels at each size", low=1, high=1_000
+    )
     patch_size: int = declare(4, "transformer: side of a square patch, pixels; it divides the image", low=1, high=4_096)
     width: int = declare(128, "transformer: numbers a token; a multiple of the heads", low=1, high=65_536)
     depth: int = declare(4, "transformer: blocks of attention and a dense layer", low=1, high=1_000)
     heads: int = declare(4, "transformer: attention heads", low=1, high=1_024)
+    prior: str = declare(
+        "standard_normal",
+        "vae: p(latents): N(0, I), a learned mixture of Gaussians, or of the posteriors of learned images (VampPrior)",
+        choices=("standard_normal", "mixture", "vamp"),
+    )
+    prior_components: int = declare(500, "mixture, vamp: components of the prior", low=1, high=100_000)
+    posterior: str = declare(
+        "gaussian",
+        "vae: q(latents|image): a diagonal Gaussian, or one through an inverse autoregressive flow",
+        choices=("gaussian", "iaf"),
+    )
+    flow_steps: int = declare(4, "iaf: steps of the flow", low=1, high=100)
+    flow_width: int = declare(128, "iaf: hidden units of a step, and numbers that the encoder tells it", low=1, high=65_536)
+    codes: int = declare(128, "vq: vectors in the codebook", low=2, high=65_536)
+    code_prior: str = declare(
+        "uniform",
+        "vq: p(codes): all alike, or learned, by a transformer of the given width, depth and heads",
+        choices=("uniform", "transformer"),
+    )
     conditional: bool = declare(False, "tell encoder and decoder the label, so that images can be made by label")
     activation: str = declare("silu", "nonlinearity between layers", choices=ACTIVATIONS)
     norm: str = declare(
@@ -118,9 +146,41 @@ class ModelConfig(Section):
         super().__post_init__()
         if self.network == "transformer" and self.norm != "none":
             raise ConfigError(f"model.norm={self.norm!r}: a transformer has its own layer norm. Choose model.norm='none'.")
-        if self.network == "transformer" and self.width % self.heads:
+        if (self.network == "transformer" or self.code_prior == "transformer") and self.width % self.heads:
             nearest = max(round(self.width / self.heads), 1) * self.heads
             raise ConfigError(f"model.width={self.width}: expected a multiple of model.heads={self.heads}, such as {nearest}.")
+
+        self._check_family()
+
+    def _check_family(self) -> None:
+        """What goes with which family."""
+        networks = {"hierarchical": ("resnet",), "vq": ("cnn", "resnet")}.get(self.family)
+        if networks and self.network not in networks:
+            raise ConfigError(
+                f"model.network={self.network!r}: model.family={self.family!r} has {' or '.join(networks)}. "
+                f"Choose model.network={networks[-1]!r}."
+            )
+        for name, family, default in (
+            ("prior", "vae", "standard_normal"),
+            ("posterior", "vae", "gaussian"),
+            ("code_prior", "vq", "uniform"),
+        ):
+            value = getattr(self, name)
+            if value != default and self.family != family:
+                raise ConfigError(
+                    f"model.{name}={value!r}: is of model.family={family!r}, and it is {self.family!r}. "
+                    f"Choose model.{name}={default!r}."
+                )
+        if self.conditional and self.prior == "vamp":
+            raise ConfigError(
+                "model.prior='vamp' contradicts model.conditional: its learned images have no label. "
+                "Choose model.prior='mixture'."
+            )
+        if self.conditional and self.family == "vq" and self.code_prior == "uniform":
+            raise ConfigError(
+                "model.conditional=True: of vq it is the prior over the codes that is told the label. "
+                "Choose model.code_prior='transformer', or model.conditional=False."
+            )
 
     def require_whole_patches(self, image_size: tuple[int, ...]) -> None:
         """Raises ConfigError where a transformer's patches do not divide the image, with the nearest size that does."""
@@ -140,7 +200,11 @@ class ObjectiveConfig(Section):
     """What is minimised: distortion + beta * rate, or the importance-weighted bound, in nats per image."""
 
     prefix = "objective."
-    name: str = declare("elbo", "evidence lower bound, or importance-weighted bound", choices=("elbo", "iwae"))
+    name: str = declare(
+        "elbo",
+        "evidence lower bound; importance-weighted bound; vq's, with a moving codebook; or adversarial",
+        choices=("elbo", "iwae", "vq", "vae_gan"),
+    )
     samples: int = declare(1, "draws from the posterior an image and step", low=1, high=10_000)
     gradient: str = declare(
         "reparameterized",
@@ -150,16 +214,32 @@ class ObjectiveConfig(Section):
     beta: float = declare(1.0, "weight of the rate", low=0.0, high=1_000.0)
     warmup_steps: int = declare(0, "steps over which beta grows linearly to its value", low=0, high=1_000_000_000)
     free_bits: float = declare(0.0, "elbo: rate, nats per image and level, below which it costs the same", low=0.0, high=1e5)
+    commitment: float = declare(
+        0.25, "vq: weight of the squared distance between the encoder's vectors and their codes", low=0.0, high=1_000.0
+    )
+    codebook_decay: float = declare(0.99, "vq: decay a step of a code's averages", low=0.0, below=1.0)
+    revive_below: float = declare(
+        0.01, "vq: a code used less often a step (averaged) starts anew at a vector of the batch", low=0.0, high=1_000.0
+    )
+    adversarial_weight: float = declare(
+        0.5, "vae_gan: gradient of the adversarial term, relative to that of the reconstruction", low=0.0, high=1_000.0
+    )
+    adversarial_start: int = declare(0, "vae_gan: steps before the adversarial term counts", low=0, high=1_000_000_000)
+    discriminator_features: tuple[int, ...] = declare(
+        (32, 64), "vae_gan: channels of the discriminator after each halving of the image", low=1, high=8_192
+    )
 
     def __post_init__(self) -> None:
         """Checks what no field can check alone."""
         super().__post_init__()
-        if self.name == "iwae" and self.free_bits:
+        if self.name != "elbo" and self.free_bits:
             raise ConfigError(
-                f"objective.free_bits={self.free_bits}: the importance-weighted bound has no rate of its own. "
+                f"objective.free_bits={self.free_bits}: is of the evidence lower bound, and the objective is {self.name!r}. "
                 'Choose objective.free_bits=0, or objective.name="elbo".'
             )
-        if self.name == "elbo" and self.gradient != "reparameterized":
+        if self.name in ("vq", "vae_gan") and self.samples != 1:
+            raise ConfigError(f"objective.samples={self.samples}: {self.name!r} takes one draw. Choose objective.samples=1.")
+        if self.name != "iwae" and self.gradient != "reparameterized":
             raise ConfigError(
                 f"objective.gradient={self.gradient!r}: is of the importance-weighted bound. "
                 'Choose objective.name="iwae", or objective.gradient="reparameterized".'
@@ -181,6 +261,9 @@ class OptimizerConfig(Section):
     warmup_steps: int = declare(0, "steps over which the step size grows linearly from 0", low=0, high=1_000_000_000)
     weight_decay: float = declare(0.0, "decoupled weight decay (adamw, lion)", low=0.0, high=1.0)
     clip_norm: float = declare(100.0, "largest norm of the gradient; 0: no clipping", low=0.0, high=1e9)
+    skip_norm: float = declare(
+        0.0, "a step whose gradient has a larger norm changes nothing, and is counted; 0: none is", low=0.0, high=1e9
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +291,35 @@ class EvaluationConfig(Section):
     draw: int = declare(0, "seed of the test images' binarisation and of the samples", low=0, high=2**31 - 1)
 
 
+PARTS = ("encoder", "decoder", "log_scale", "prior", "codebook")
+"""Parts of a model's parameters, of which it has those that it needs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferConfig(Section):
+    """Starting from another run's weights."""
+
+    prefix = "transfer."
+    source: str | None = declare(None, "the run directory whose averaged weights to start from; None: from scratch")
+    parts: tuple[str, ...] = declare(("encoder", "decoder", "log_scale", "codebook"), "what is taken over", choices=PARTS)
+    mismatch: str = declare(
+        "stop",
+        "weights of another shape, as after a change of image size: stop and name them, or start those anew and list them",
+        choices=("stop", "fresh"),
+    )
+    freeze: tuple[str, ...] = declare((), "what stays as taken over, and is not trained", choices=PARTS)
+
+    def __post_init__(self) -> None:
+        """Checks what no field can check alone."""
+        super().__post_init__()
+        loose = [part for part in self.freeze if self.source is None or part not in self.parts]
+        if loose:
+            raise ConfigError(
+                f"transfer.freeze={self.freeze!r}: {', '.join(loose)} would stay random: not taken over from another run. "
+                "Set transfer.source, and name it in transfer.parts, or do not freeze it."
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(Section):
     """All of a run; its fields are also checked against one another.
@@ -222,6 +334,7 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    transfer: TransferConfig = TransferConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -262,6 +375,44 @@ class Config(Section):
             raise ConfigError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps}: "
                 f"expected fewer than training.steps={self.training.steps}."
+            )
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        """Which objective is of which model."""
+        model, objective, frozen = self.model, self.objective, self.transfer.freeze
+        if objective.gradient == "doubly_reparameterized":
+            for name, value in (("family", "vae"), ("posterior", "gaussian"), ("prior", "standard_normal")):
+                found = getattr(model, name)
+                if found != value and (name, found) != ("prior", "mixture"):
+                    raise ConfigError(
+                        f"objective.gradient='doubly_reparameterized' contradicts model.{name}={found!r}, which has no such "
+                        f"estimator here. Choose objective.gradient='reparameterized', or model.{name}={value!r}."
+                    )
+        if objective.name == "vq" and model.family != "vq":
+            raise ConfigError(
+                f"objective.name='vq': is of model.family='vq', and it is {model.family!r}. Choose objective.name='elbo'."
+            )
+        if objective.name == "vae_gan" and model.family != "vae":
+            raise ConfigError(
+                f"objective.name='vae_gan': is of model.family='vae', and it is {model.family!r}. Choose objective.name='elbo'."
+            )
+        if objective.name == "vae_gan" and model.likelihood == "bernoulli":
+            raise ConfigError(
+                "objective.name='vae_gan' contradicts model.likelihood='bernoulli': images of 0 and 1 are told from expected "
+                "ones at a glance. Choose model.likelihood='gaussian' with data.binarization='none', or objective.name='elbo'."
+            )
+        if objective.name == "vq" and "codebook" in frozen:
+            raise ConfigError(
+                f"transfer.freeze={frozen!r}: objective.name='vq' moves the codebook. Choose objective.name='elbo' to train "
+                "the prior over the codes alone, or leave the codebook out."
+            )
+        stay = {"encoder", "decoder", "codebook"}
+        if model.family == "vq" and objective.name != "vq" and not stay <= set(frozen):
+            raise ConfigError(
+                f"objective.name={objective.name!r}: only 'vq' trains a codebook. Choose objective.name='vq'; or, to train the "
+                "prior over the codes of another run alone, transfer.source and "
+                "transfer.freeze=('encoder', 'decoder', 'log_scale', 'codebook')."
             )
 
 

@@ -24,5 +24,9 @@ class TrainingError(VaejaxError):
     """A run cannot start, go on, or be extended as asked."""
 
 
+class FamilyError(VaejaxError):
+    """A model's family has no such thing as what is asked for, or not with what was trained."""
+
+
 class Terminated(BaseException):
     """The process was asked to stop (SIGTERM); like KeyboardInterrupt no error, so that nothing takes it for one."""

@@ -22,7 +22,7 @@ from sklearn.decomposition import PCA
 from vaejax import distributions as dist
 from vaejax import experiment, keys, metrics, runs, training
 from vaejax.applications.reconstruction import encode, reconstruct
-from vaejax.models import Condition, Model, Params, condition_of
+from vaejax.models import Condition, Model, Params, condition_of, flat
 from vaejax.progress import bar
 from vaejax.runs import Run
 
@@ -77,17 +77,18 @@ def evaluate(
         "step": trained.step,
         "samples": samples,
         "draw": draw,
-        "metrics": _summaries(values, run.model),
-        "undefined": _undefined(run.model),
-        "baselines": {"pca": _pca(run, split, draw)},
+        "metrics": _summaries(values, run),
+        "undefined": _undefined(run),
+        "baselines": {"pca": _pca(run, split, draw)} if run.model.vector else {},
     }
     runs.write_json(run.directory / "evaluation.json", result)
     return result
 
 
 def per_example(run: Run, params: Params, split: str, samples: int, draw: int) -> dict[str, Float[np.ndarray, "n ..."]]:
-    """Every metric that the model defines, one value an example of the split, and its posterior means under "mean"."""
+    """Every metric that the model defines, one value an example of the split, and its posterior means in rows under "mean"."""
     split_size, model = run.data.splits[split].n, run.model
+    samples = samples if model.random else 1
     rows = _rows(run, split)
     reconstructed, sampled = jax.jit(functools.partial(_reconstructed, model)), jax.jit(functools.partial(_sampled, model))
     key = keys.stream(jax.random.key(draw), f"posterior of {split}")
@@ -108,8 +109,9 @@ def per_example(run: Run, params: Params, split: str, samples: int, draw: int) -
             show(min((count + 1) * rows, split_size), "")
     values = {name: np.concatenate(value) for name, value in collected.items()}
     if model.levels is not None:
-        values["bits_per_dim"] = metrics.bits_per_dim(values["nll"], math.prod(model.image_shape))
-    return values
+        nats = values["nll"] if model.random else -values["elbo"]
+        values["bits_per_dim"] = metrics.bits_per_dim(nats, math.prod(model.image_shape))
+    return {name: value for name, value in values.items() if name not in _undefined(run)}
 
 
 class Sampled(NamedTuple):
@@ -120,7 +122,7 @@ class Sampled(NamedTuple):
     distortion: Float[Array, " b"]
     """Summed over the samples."""
     rate: Float[Array, " b"]
-    """KL in closed form, the same in every chunk."""
+    """KL, summed over the samples."""
 
 
 def _sampled(
@@ -134,14 +136,15 @@ def _sampled(
     inference = model.infer(params, images, example_keys, numbers, condition)
     log_likelihood = dist.log_prob(inference.likelihood, images)
     log_weight = jax.nn.logsumexp(log_likelihood - inference.log_ratio, axis=0)
-    return Sampled(log_weight, -log_likelihood.sum(axis=0), jnp.stack(inference.kl).sum(axis=0))
+    rate = len(numbers) * jnp.stack(inference.kl).sum(axis=0)
+    return Sampled(log_weight, -log_likelihood.sum(axis=0), rate)
 
 
 def _merged(parts: list[Sampled], samples: int) -> dict[str, Float[np.ndarray, " b"]]:
     """Chunks to the evidence bound and the importance-sampled likelihood (Burda et al. 2016, eq. 8), in float64."""
     log_weights = np.stack([np.asarray(part.log_weight, np.float64) for part in parts])
     distortion = np.sum([np.asarray(part.distortion, np.float64) for part in parts], axis=0) / samples
-    rate = np.asarray(parts[0].rate, np.float64)
+    rate = np.sum([np.asarray(part.rate, np.float64) for part in parts], axis=0) / samples
     nll = math.log(samples) - np.logaddexp.reduce(log_weights, axis=0)
     return {"elbo": -distortion - rate, "distortion": distortion, "rate": rate, "nll": nll}
 
@@ -150,7 +153,7 @@ def _reconstructed(
     model: Model, params: Params, images: Float[Array, "b ..."], condition: Condition
 ) -> dict[str, Float[Array, "b ..."]]:
     mean = encode(model, params, images, condition)
-    return {"mean": mean} | _errors(images, reconstruct(model, params, images, condition))
+    return {"mean": flat(mean)} | _errors(images, reconstruct(model, params, images, condition))
 
 
 def _errors(images: Float[Array, "b ..."], others: Float[Array, "b ..."]) -> dict[str, Float[Array, " b"]]:
@@ -165,7 +168,7 @@ def _pca(run: Run, split: str, draw: int) -> dict[str, Any]:
     most = max(PCA_NUMBERS // math.prod(shape), 1)
     stride = -(-run.data.splits["train"].n // most)
     train = np.concatenate([images.reshape(len(images), -1) for images in _images(run, "train", draw, stride)])
-    pca = PCA(min(run.config.model.latent_size, *train.shape), svd_solver="auto", random_state=0).fit(train)
+    pca = PCA(min(run.model.vector, *train.shape), svd_solver="auto", random_state=0).fit(train)
     errors = jax.jit(_errors)
     collected: dict[str, list[np.ndarray]] = {}
     for images in _images(run, split, draw):
@@ -188,15 +191,37 @@ def _rows(run: Run, split: str) -> int:
     return -(-rows // devices) * devices
 
 
-def _summaries(values: dict[str, Float[np.ndarray, "n ..."]], model: Model) -> dict[str, Any]:
-    means = values["mean"]
-    active = {"mean": metrics.active_units(means), "sem": None, "n": len(means), "unit": f"of {means.shape[-1]} latents"}
-    return {name: _summary(name, values[name]) for name in _UNITS if name in values} | {"active_units": active}
+def _summaries(values: dict[str, Float[np.ndarray, "n ..."]], run: Run) -> dict[str, Any]:
+    return {name: _summary(name, values[name]) for name in _UNITS if name in values} | _use_of_latents(values["mean"], run)
 
 
-def _undefined(model: Model) -> dict[str, str]:
+def _use_of_latents(means: Float[np.ndarray, "n d"], run: Run) -> dict[str, Any]:
+    """How many latents tell images apart, or how many codes occur."""
+
+    def entry(value: float, unit: str) -> dict[str, Any]:
+        return {"mean": value, "sem": None, "n": len(means), "unit": unit}
+
+    if run.model.random:
+        return {"active_units": entry(metrics.active_units(means), f"of {means.shape[-1]} latents")}
+    counts, unit = np.bincount(means.ravel()), f"of {run.config.model.codes} codes"
+    return {
+        "codes_used": entry(int((counts > 0).sum()), unit),
+        "code_perplexity": entry(metrics.perplexity(counts), unit),
+    }
+
+
+def _undefined(run: Run) -> dict[str, str]:
     """What this model has no value for, and why."""
-    undefined = {}
+    undefined: dict[str, str] = {}
+    model = run.model
+    if run.config.objective.name == "vae_gan":
+        reason = "trained against a discriminator, the likelihood is no longer fitted to the images"
+        undefined |= dict.fromkeys(("elbo", "nll", "bits_per_dim"), reason)
+    if not model.random:
+        undefined["nll"] = "the posterior is a point, so that the ELBO is log p(image|codes) + log p(codes), all that is known"
+        undefined["active_units"] = "the latents are codes"
+    if not model.vector:
+        undefined["pca"] = "the latents are not one vector, so that there is no number of components to compare with"
     if model.levels is None:
         undefined["bits_per_dim"] = "the likelihood is a density, not a distribution over grey levels"
     if not metrics.has_ssim(model.image_shape):

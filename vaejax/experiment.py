@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from vaejax import batches as batching
-from vaejax import checkpoints, keys, objectives, optimizers, training
+from vaejax import checkpoints, keys, optimizers, training, transfer
 from vaejax.batches import Batch
 from vaejax.checkpoints import Writer
 from vaejax.errors import CheckpointError, Terminated
@@ -39,10 +39,10 @@ def train(run: Run, interruption: Interruption) -> None:
         CheckpointError: a checkpoint cannot be written, or there are some but none can be used.
         Terminated: a stop was asked for; the step in flight is saved.
     """
-    objective = _objective(run)
+    objective = training.objective_of(run.model, run.config)
     restored = checkpoints.restore(run.checkpoints, run.fingerprint, training.abstract(run.model, objective))
     _tell(restored.notes if restored else [])
-    state = restored.state if restored else training.init(run.model, objective, keys.stream(_key(run), "init"))
+    state = restored.state if restored else _initial(run, objective)
     done = int(state.step)
     if done >= run.config.training.steps:
         return
@@ -62,7 +62,7 @@ def restore(run: Run, best: bool = False) -> Trained:
     Raises:
         CheckpointError: there is none, or none can be used.
     """
-    abstract = training.abstract(run.model, _objective(run))
+    abstract = training.abstract(run.model, training.objective_of(run.model, run.config))
     restored = checkpoints.restore(run.checkpoints, run.fingerprint, abstract, best=best)
     if restored is None:
         raise CheckpointError(f"{run.checkpoints}: no checkpoint yet. Train the run first.")
@@ -134,11 +134,12 @@ def _loop(
                 unread = None
             if log:
                 means = {name: float(np.mean([values[name] for values in read])) for name in read[0]}
+                means |= {name: read[-1][name] for name in report.gauges}
                 speed = len(read) * batch_size / (time.perf_counter() - since)
                 journal.write(
                     number, "train", means | {"learning_rate": float(learning_rate(number)), "images_per_second": speed}
                 )
-                words = " ".join(f"{name} {means[name]:.1f}" for name in ("loss", "rate", "distortion"))
+                words = " ".join(f"{name} {means[name]:.1f}" for name in ("loss", "rate", "distortion", *report.gauges))
                 show(number, f"{speed:.0f} images/s {words}")
                 read, since = [], time.perf_counter()
             metrics = _validate(run, evaluate, state.ema, interruption) if validate and not stop else {}
@@ -173,9 +174,12 @@ def _best_loss(run: Run) -> float:
     return math.inf if best is None else whole[best].metrics["loss"]
 
 
-def _objective(run: Run) -> Objective:
-    config = run.config
-    return objectives.build(run.model, config.objective, optimizers.build(config.optimizer, config.training.steps))
+def _initial(run: Run, objective: Objective) -> TrainState:
+    """The state before the first step, with what is taken over from another run."""
+    key = keys.stream(_key(run), "init")
+    if run.config.transfer.source is None:
+        return training.init(run.model, objective, key)
+    return training.init(run.model, objective, key, lambda params: transfer.take_over(run, params))
 
 
 def _key(run: Run) -> jax.Array:

@@ -35,8 +35,11 @@ def _checked(field: dataclasses.Field, kind: Any, value: Any, name: str) -> Any:
             return None
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
     if typing.get_origin(kind) is tuple:
-        if not isinstance(value, (tuple, list)) or not value or not all(type(item) is int for item in value):
-            raise ConfigError(f"{name}={value!r}: expected whole numbers such as (28, 28){limits and ', each ' + limits}.")
+        item = typing.get_args(kind)[0]
+        listed = isinstance(value, (tuple, list)) and all(type(entry) is item for entry in value)
+        if not listed or (item is int and not value):
+            words = {int: "whole numbers such as (28, 28)", str: "a list of names, which may be empty"}[item]
+            raise ConfigError(f"{name}={value!r}: expected {words}{limits and ', each ' + limits}.")
         value = tuple(value)
     elif type(value) is not kind and not (kind is float and type(value) is int):
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]

@@ -4,7 +4,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from vaejax import experiment, report
+from vaejax import experiment, report, samplers
 from vaejax.errors import DataError
 from vaejax.runs import Run
 
@@ -12,13 +12,23 @@ COLUMNS = 10
 """Images in a row of a grid of samples."""
 
 
-def sample(run: Run, output: epath.Path, best: bool, n: int, seed: int, temperature: float, label: str | None = None) -> None:
-    """Writes samples.png and samples.npz (`images` [n, h, w, c]): expected images of draws from the prior.
+def sample(
+    run: Run,
+    output: epath.Path,
+    best: bool,
+    n: int,
+    seed: int,
+    temperature: float,
+    label: str | None = None,
+    sampler: str = "prior",
+) -> None:
+    """Writes samples.png and samples.npz (`images` [n, h, w, c]): expected images of draws from the prior, or a mixture.
 
     Of a conditional model, all have the label asked for, or each the next one; `label` [n] is then in the file too.
     """
     trained, labels = experiment.restore(run, best), _labels(run, label, n)
-    images = report.draw_samples(run.model, trained.params, seed, n, temperature, labels)
+    drawing = samplers.build(run, trained.params, sampler)
+    images = report.draw_samples(run.model, trained.params, seed, n, temperature, labels, drawing)
     white = np.ones((-n % COLUMNS, *images.shape[1:]), np.float32)
     rows = np.concatenate([images, white]).reshape(-1, COLUMNS, *images.shape[1:])
     arrays = {"images": images} if labels is None else {"images": images, "label": labels}

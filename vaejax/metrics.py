@@ -6,7 +6,7 @@ from typing import Any
 import dm_pix
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 PSNR_CAP = 100.0
 """dB; what a reconstruction without any error counts as."""
@@ -52,6 +52,25 @@ def bits_per_dim(nats: Float[np.ndarray, " n"], dimensions: int) -> Float[np.nda
 def active_units(posterior_means: Float[np.ndarray, "n d"]) -> int:
     """Latents whose posterior mean varies over the data by more than `ACTIVE_UNIT_VARIANCE`."""
     return int((np.var(posterior_means, axis=0, dtype=np.float64) > ACTIVE_UNIT_VARIANCE).sum())
+
+
+def perplexity(counts: Int[np.ndarray, " codes"]) -> float:
+    """Exp of the entropy of how often each code occurs: as many codes, used alike, would be as various."""
+    share = counts[counts > 0] / counts.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def frechet(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"]) -> float:
+    """Frechet distance of the normal distributions fitted to two sets of features (Heusel et al. 2017, eq. 6).
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)); the last trace by the symmetric C1^(1/2) C2 C1^(1/2), in float64.
+    """
+    means = [np.mean(features, axis=0, dtype=np.float64) for features in (first, second)]
+    one, two = (np.cov(np.asarray(features, np.float64), rowvar=False) for features in (first, second))
+    values, vectors = np.linalg.eigh(one)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ two @ root), 0.0)).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + np.trace(one) + np.trace(two) - 2.0 * overlap)
 
 
 def summary(values: Float[np.ndarray, " n"], unit: str) -> dict[str, Any]:

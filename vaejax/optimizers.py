@@ -1,6 +1,11 @@
 """Update rules and step-size schedules by name (optax)."""
 
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int, PyTree
 
 from vaejax.config import OptimizerConfig
 
@@ -26,6 +31,31 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then the update rule."""
+    """Clipping by global norm, then the update rule; large gradients are skipped where a limit is set."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, _RULES[config.name](schedule(config, steps), config.weight_decay))
+    rule = optax.chain(clip, _RULES[config.name](schedule(config, steps), config.weight_decay))
+    return skipping(rule, config.skip_norm) if config.skip_norm else rule
+
+
+class Skipping(NamedTuple):
+    """The state of `skipping`."""
+
+    skipped: Int[Array, ""]
+    """Updates skipped so far."""
+    inner: PyTree
+
+
+def skipping(inner: optax.GradientTransformation, largest: float) -> optax.GradientTransformation:
+    """`inner`, but a gradient whose norm is larger than `largest` changes nothing and is counted (Child 2021, section 4.3)."""
+
+    def init(params: PyTree) -> Skipping:
+        return Skipping(jnp.int32(0), inner.init(params))
+
+    def update(gradient: PyTree, state: Skipping, params: PyTree = None) -> tuple[PyTree, Skipping]:
+        skip = optax.tree.norm(gradient) > largest
+        change, moved = inner.update(gradient, state.inner, params)
+        change = jax.tree.map(lambda leaf: jnp.where(skip, jnp.zeros_like(leaf), leaf), change)
+        stayed = jax.tree.map(lambda old, new: jnp.where(skip, old, new), state.inner, moved)
+        return change, Skipping(state.skipped + skip, stayed)
+
+    return optax.GradientTransformation(init, update)

@@ -24,7 +24,7 @@ from vaejax import experiment, journal, keys, runs
 from vaejax.applications import generation, reconstruction
 from vaejax.batches import Batch
 from vaejax.datasets import Split
-from vaejax.models import Model, condition_of
+from vaejax.models import Model, condition_of, flat
 from vaejax.runs import Run
 
 PICTURE_SIDE = 64
@@ -32,6 +32,9 @@ PICTURE_SIDE = 64
 
 MAP_POINTS = 2_000
 """Images shown in the map of the latent space, at most."""
+
+_COMMON = ("step", "split", "loss", "distortion", "rate", "gradient_norm", "learning_rate", "images_per_second")
+"""What every training writes into its journal."""
 
 _PACKAGES = ("vaejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "dm-pix", "numpy")
 
@@ -51,6 +54,7 @@ def write(run: Run, best: bool = False) -> epath.Path:
         "data": runs.read_json(run.directory / "data.json"),
         "evaluation": runs.read_json(evaluation_file) if evaluation_file.exists() else None,
         "pictures": _pictures(run, trained.params),
+        "frechet": runs.read_json(run.directory / "frechet.json") if (run.directory / "frechet.json").exists() else None,
         "config": _public_config(run),
         "versions": _versions(),
         "date": datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -104,6 +108,7 @@ def _pictures(run: Run, params: Any) -> list[dict[str, str]]:
     augmented, originals = _augmented(run)
     drawn: list[tuple[str, str, Image.Image | Figure]] = [
         ("Training", "What is minimised, and the two terms of the ELBO, nats per image.", _curves(run)),
+        *_gauges(run),
         (
             "Reconstructions",
             "Test images, each above its reconstruction from the posterior mean.",
@@ -114,12 +119,7 @@ def _pictures(run: Run, params: Any) -> list[dict[str, str]]:
             "Expected images of draws from the prior" + (", by label in turn." if labels is not None else "."),
             grid(samples),
         ),
-        (
-            "Interpolation",
-            "Straight lines between the posterior means of two test images (left and right).",
-            grid(draw_lines(run.model, params, first, second, 10)),
-        ),
-        ("Latent space", "Posterior means of test images: the two directions of largest variance.", _latent_map(run, params)),
+        *_of_latents(run, params, first, second),
         (
             "What the network sees",
             "Training images as stored, each above its form in the first batch.",
@@ -129,13 +129,34 @@ def _pictures(run: Run, params: Any) -> list[dict[str, str]]:
     return [{"title": title, "caption": caption, "url": _url(image)} for title, caption, image in drawn]
 
 
+def _of_latents(run: Run, params: Any, first: Batch, second: Batch) -> list[tuple[str, str, Image.Image | Figure]]:
+    """What can be drawn of latents that are numbers."""
+    if not run.model.random:
+        return []
+    return [
+        (
+            "Interpolation",
+            "Straight lines between the posterior means of two test images (left and right).",
+            grid(draw_lines(run.model, params, first, second, 10)),
+        ),
+        ("Latent space", "Posterior means of test images: the two directions of largest variance.", _latent_map(run, params)),
+    ]
+
+
 def draw_samples(
-    model: Model, params: Any, seed: int, n: int, temperature: float, labels: Int[np.ndarray, " n"] | None
+    model: Model,
+    params: Any,
+    seed: int,
+    n: int,
+    temperature: float,
+    labels: Int[np.ndarray, " n"] | None,
+    sampler: generation.Sampler | None = None,
 ) -> Float[np.ndarray, "n h w c"]:
-    """Expected images of draws from the prior."""
+    """Expected images of draws from the prior, or from a sampler."""
     key = keys.stream(jax.random.key(seed), "samples")
     condition = None if labels is None else jnp.asarray(labels)
-    return np.asarray(jax.jit(lambda params: generation.sample(model, params, key, n, temperature, condition))(params))
+    draw = jax.jit(lambda params: generation.sample(model, params, key, n, temperature, condition, sampler))
+    return np.asarray(draw(params))
 
 
 def draw_reconstructions(model: Model, params: Any, batch: Batch) -> Float[np.ndarray, "b h w c"]:
@@ -178,12 +199,27 @@ def _curves(run: Run) -> Figure:
     return figure
 
 
+def _gauges(run: Run) -> list[tuple[str, str, Figure]]:
+    """What a training counts beside its terms, such as skipped updates or codes in use."""
+    rows = [row for row in journal.read(run.directory) if row["split"] == "train"]
+    names = [name for name in (rows[0] if rows else ()) if name not in _COMMON]
+    if not names:
+        return []
+    figure = Figure(figsize=(10, 2.6 * -(-len(names) // 3)), layout="constrained")
+    for axes, name in zip(figure.subplots(-(-len(names) // 3), 3, squeeze=False).flat, names, strict=False):
+        axes.plot([row["step"] for row in rows], [row[name] for row in rows], color="tab:gray", linewidth=1.2)
+        axes.set(title=name.replace("_", " "), xlabel="step")
+    for axes in figure.axes[len(names) :]:
+        axes.remove()
+    return [("Beside the ELBO", "Further terms of the loss, and what is counted.", figure)]
+
+
 def _latent_map(run: Run, params: Any) -> Figure:
     split = run.data.splits["test"]
     means, labels = [], []
     encode = jax.jit(lambda images, condition: reconstruction.encode(run.model, params, images, condition))
     for batch in experiment.evaluation_batches(run, "test", min(250, split.n)):
-        means.append(np.asarray(encode(batch["image"], condition_of(run.model, batch)))[batch["mask"]])
+        means.append(np.asarray(flat(encode(batch["image"], condition_of(run.model, batch))))[batch["mask"]])
         labels.append(np.asarray(batch["label"])[batch["mask"]] if "label" in batch else np.zeros(batch["mask"].sum(), int))
         if sum(map(len, means)) >= MAP_POINTS:
             break

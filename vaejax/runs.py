@@ -7,6 +7,8 @@ metrics.jsonl      one line every `training.log_every` steps and one an epoch
 tensorboard/       the same as TensorBoard events
 evaluation.json    see `vaejax.evaluation`
 report/index.html  see `vaejax.report`
+source.json        of a run that started from another one: its step, the sha256 of its weights, and what was not taken over
+frechet.json       see `vaejax.frechet`
 private/           what may carry names, such as paths of unreadable files; mode 0700
 """
 
@@ -45,10 +47,21 @@ class Run(NamedTuple):
 
         Fields at their default are left out, so that a run outlives versions that add fields.
         """
-        values = configuration.changed(self.config)
-        values.pop(_EXTENDABLE, None)
-        text = json.dumps([values, self.data.fingerprint], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _fingerprint(self.config, self.data.fingerprint)
+
+
+class Outline(NamedTuple):
+    """What can be said of a run without its images: enough to take over its weights."""
+
+    directory: epath.Path
+    config: Config
+    model: models.Model
+    fingerprint: str
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """Where the steps are kept."""
+        return self.directory / "checkpoints"
 
 
 def create(directory: str, config: Config) -> Run:
@@ -88,14 +101,33 @@ def load(directory: str) -> Run:
     return _open(path, configuration.load(path / "config.json"))
 
 
+def outline(directory: str) -> Outline:
+    """What `config.json` and `data.json` say of a run; its images may be gone.
+
+    Raises:
+        TrainingError: where there is no run.
+    """
+    path = epath.Path(directory)
+    if not ((path / "config.json").exists() and (path / "data.json").exists()):
+        raise TrainingError(f"{directory}: no run here (no config.json and data.json). Expected the --workdir of a training.")
+    config, data = configuration.load(path / "config.json"), read_json(path / "data.json")
+    names = data["label_names"]
+    model = models.build(config.model, tuple(data["image_shape"]), len(names) if names else None)
+    return Outline(path, config, model, _fingerprint(config, data["fingerprint"]))
+
+
 def read_json(path: epath.Path) -> Any:
     """The value in a JSON file."""
     return json.loads(path.read_text())
 
 
+def cache_of(path: epath.Path, config: Config) -> epath.Path:
+    """The folder of what is prepared once for all runs on the same images."""
+    return epath.Path(config.data.cache) if config.data.cache else path.parent / "data"
+
+
 def _open(path: epath.Path, config: Config) -> Run:
-    cache = epath.Path(config.data.cache) if config.data.cache else path.parent / "data"
-    data = datasets.load(config.data, cache)
+    data = datasets.load(config.data, cache_of(path, config))
     file = path / "data.json"
     if file.exists() and read_json(file)["fingerprint"] != data.fingerprint:
         raise DataError(
@@ -108,6 +140,12 @@ def _open(path: epath.Path, config: Config) -> Run:
             f"model.levels={config.model.levels}: the images have {data.white + 1:g} levels; expected at most those."
         )
     return Run(path, config, data, model)
+
+
+def _fingerprint(config: Config, data_fingerprint: str) -> str:
+    values = configuration.changed(config)
+    values.pop(_EXTENDABLE, None)
+    return hashlib.sha256(json.dumps([values, data_fingerprint], sort_keys=True).encode()).hexdigest()
 
 
 def _require_same(old: Config, new: Config, directory: str) -> None:

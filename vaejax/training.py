@@ -16,10 +16,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from vaejax import objectives, optimizers
 from vaejax.batches import Batch
-from vaejax.config import ObjectiveConfig
+from vaejax.config import Config, ObjectiveConfig
 from vaejax.errors import TrainingError
-from vaejax.keys import of_examples
+from vaejax.keys import of_examples, stream
 from vaejax.models import Model, Params, condition_of
 from vaejax.objectives import Objective, Terms, validation_terms
 
@@ -44,6 +45,8 @@ class Report(NamedTuple):
     terms: Terms
     """Per example, nats an image."""
     gradient_norm: Float[Array, ""]
+    gauges: dict[str, Float[Array, ""]]
+    """What stands after the step and is no mean over it (see `objectives.Update`)."""
 
 
 TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Report]]
@@ -56,19 +59,36 @@ def mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
-def init(model: Model, objective: Objective, key: Key[Array, ""]) -> TrainState:
-    """The state before the first step, on every device of the mesh."""
+def objective_of(model: Model, config: Config) -> Objective:
+    """What a configuration minimises, with its optimiser and its frozen parts."""
+    optimizer = optimizers.build(config.optimizer, config.training.steps)
+    return objectives.build(model, config.objective, optimizer, config.transfer.freeze)
 
-    def build(key: Key[Array, ""]) -> TrainState:
-        params = model.init(key)
-        return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), objective.init(params))
 
-    return jax.jit(build, out_shardings=_replicated())(key)
+def init(
+    model: Model, objective: Objective, key: Key[Array, ""], begin: Callable[[Params], Params] = lambda params: params
+) -> TrainState:
+    """The state before the first step, on every device of the mesh.
+
+    Args:
+        model: what is trained.
+        objective: what is minimised.
+        key: of the initial weights and of the objective's own.
+        begin: what to make of the initial weights, such as to take over another run's; not traced.
+    """
+    params = begin(jax.jit(model.init, out_shardings=_replicated())(key))
+
+    def build(params: Params, key: Key[Array, ""]) -> TrainState:
+        return TrainState(
+            jnp.int32(0), params, jax.tree.map(jnp.copy, params), objective.init(params, stream(key, "objective"))
+        )
+
+    return jax.jit(build, out_shardings=_replicated())(params, key)
 
 
 def abstract(model: Model, objective: Objective) -> TrainState:
     """Shapes, types and shardings of a state, to restore one into."""
-    shapes = jax.eval_shape(lambda key: init(model, objective, key), jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(init, model, objective), jax.random.key(0))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_replicated()), shapes)
 
 
@@ -83,7 +103,7 @@ def train_step(objective: Objective, ema_decay: float) -> TrainStep:
         update = objective.update(state.params, state.objective, batch, key, state.step)
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, update.params)
-        report = Report(update.loss, update.terms, update.gradient_norm)
+        report = Report(update.loss, update.terms, update.gradient_norm, update.gauges)
         return TrainState(state.step + 1, update.params, ema, update.state), report
 
     return jax.jit(step, donate_argnums=0)
@@ -131,7 +151,7 @@ def explain_out_of_memory(field: str, rows: int) -> Iterator[None]:
 
 
 def check_finite(report: Report, index: Int[np.ndarray, " b"], step: int) -> dict[str, float]:
-    """A step's loss, the means of its terms, and the norm of its gradient.
+    """A step's loss, the means of its terms, the norm of its gradient, and its gauges.
 
     Raises:
         TrainingError: where a term is not finite, naming the term, the step and the images.
@@ -142,6 +162,7 @@ def check_finite(report: Report, index: Int[np.ndarray, " b"], step: int) -> dic
             named = ", ".join(str(i) for i in bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
             raise TrainingError(_not_finite(name, step, f"for training images {named} (by index)"))
     scalars = {"loss": float(report.loss), "gradient_norm": float(report.gradient_norm)}
+    scalars |= {name: float(value) for name, value in report.gauges.items()}
     for name, value in scalars.items():
         if not math.isfinite(value):
             named = ", ".join(str(i) for i in index[:10])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vaejax.errors import FamilyError
 from vaejax.keys import of_examples
 from vaejax.models import Condition, Latents, Model, Params, weights_of
 
@@ -29,7 +30,7 @@ def interpolate(
     steps: int,
     conditions: tuple[Condition, Condition] = (None, None),
 ) -> Float[Array, "b s ..."]:
-    """Straight lines between posterior means, decoded.
+    """Straight lines between posterior means, decoded: of every level, where there are several.
 
     Args:
         model: any family whose latents are real vectors.
@@ -41,7 +42,12 @@ def interpolate(
 
     Returns:
         `[b, steps, *image_shape]` in [0, 1].
+
+    Raises:
+        FamilyError: the latents are codes, between which there are no lines.
     """
+    if not model.random:
+        raise FamilyError("interpolate: the latents of this model are codes, and there is no line between codes.")
 
     def end(images: Float[Array, "b ..."], condition: Condition) -> tuple[Latents, Condition]:
         mean = encode(model, params, images, condition)

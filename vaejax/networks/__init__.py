@@ -1,5 +1,30 @@
-"""Encoders and decoders in flax.linen: the only room that knows how weights are arranged."""
+"""Networks in flax.linen: the only room that knows how weights are arranged."""
 
-from vaejax.networks.build import apply, decoder, encoder, init
+from vaejax.networks.build import Network, apply, decoder, encoder, init
+from vaejax.networks.classifier import Classifier
+from vaejax.networks.cnn import GridDecoder, GridEncoder, grid_of
+from vaejax.networks.discriminator import Discriminator
+from vaejax.networks.flow import Flow
+from vaejax.networks.hierarchy import BottomUp, Finer, Merge, PosteriorHead, PriorHead, ToImage
+from vaejax.networks.transformer import CodeReader
 
-__all__ = ["apply", "decoder", "encoder", "init"]
+__all__ = [
+    "BottomUp",
+    "Classifier",
+    "CodeReader",
+    "Discriminator",
+    "Finer",
+    "Flow",
+    "GridDecoder",
+    "GridEncoder",
+    "Merge",
+    "Network",
+    "PosteriorHead",
+    "PriorHead",
+    "ToImage",
+    "apply",
+    "decoder",
+    "encoder",
+    "grid_of",
+    "init",
+]

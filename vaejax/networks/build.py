@@ -1,6 +1,6 @@
 """From the configuration to a network."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,17 +11,20 @@ from vaejax.networks.cnn import CNNDecoder, CNNEncoder
 from vaejax.networks.mlp import MLPDecoder, MLPEncoder
 from vaejax.networks.transformer import TransformerDecoder, TransformerEncoder
 
+Network: TypeAlias = nn.Module
+"""What holds no weights itself: `init` makes them, `apply` takes them."""
 
-def encoder(config: ModelConfig, outputs: int) -> nn.Module:
+
+def encoder(config: ModelConfig, outputs: int) -> Network:
     """A module `[b, *image_shape] -> [b, outputs]`."""
     if config.network == "mlp":
         return MLPEncoder(config, outputs)
     if config.network == "transformer":
         return TransformerEncoder(config, outputs)
-    return CNNEncoder(config, outputs, _blocks(config))
+    return CNNEncoder(config, outputs)
 
 
-def decoder(config: ModelConfig, image_shape: tuple[int, int, int]) -> nn.Module:
+def decoder(config: ModelConfig, image_shape: tuple[int, int, int]) -> Network:
     """A module `[b, latent_size] -> [b, *image_shape]`.
 
     Raises:
@@ -32,19 +35,14 @@ def decoder(config: ModelConfig, image_shape: tuple[int, int, int]) -> nn.Module
     if config.network == "transformer":
         config.require_whole_patches(image_shape[:2])
         return TransformerDecoder(config, image_shape)
-    return CNNDecoder(config, image_shape, _blocks(config))
+    return CNNDecoder(config, image_shape)
 
 
-def _blocks(config: ModelConfig) -> int:
-    """Residual blocks at each size of the image."""
-    return config.blocks if config.network == "resnet" else 0
-
-
-def init(network: nn.Module, key: Key[Array, ""], shape: tuple[int, ...]) -> Any:
+def init(network: Network, key: Key[Array, ""], *shapes: tuple[int, ...]) -> Any:
     """Initial parameters of a network whose inputs are `[b, *shape]`."""
-    return network.init(key, jnp.zeros((1, *shape)))["params"]
+    return network.init(key, *(jnp.zeros((1, *shape)) for shape in shapes))["params"]
 
 
-def apply(network: nn.Module, params: Any, x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+def apply(network: Network, params: Any, *inputs: Float[Array, "b ..."]) -> Any:
     """A network's output for a batch."""
-    return jnp.asarray(network.apply({"params": params}, x))
+    return network.apply({"params": params}, *inputs)

@@ -1,5 +1,7 @@
 """Convolutional encoder and decoder, plain or residual: the image is halved once a width, any height and width."""
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -10,48 +12,91 @@ from vaejax.networks.layers import activated, hidden
 
 
 class CNNEncoder(nn.Module):
-    """Strided 3x3 convolutions, each followed by residual blocks -> hidden layers -> `outputs` numbers."""
+    """Image -> its features at the last size -> hidden layers -> `outputs` numbers."""
 
     config: ModelConfig
     outputs: int
-    blocks: int = 0
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b outputs"]:
         """Maps `[b, h, w, c]` to `[b, outputs]`, float32."""
-        config, x = self.config, images
-        for width in config.features:
-            x = activated(config, Convolution(width, stride=2, dtype=config.dtype)(x))
-            for _ in range(self.blocks):
-                x = _residual(config, x)
-        x = hidden(config, x.reshape(x.shape[0], -1), config.hidden)
-        return nn.Dense(self.outputs, dtype=config.dtype)(x).astype(jnp.float32)
+        x = _down(self.config, images)
+        x = hidden(self.config, x.reshape(x.shape[0], -1), self.config.hidden)
+        return nn.Dense(self.outputs, dtype=self.config.dtype)(x).astype(jnp.float32)
 
 
 class CNNDecoder(nn.Module):
-    """Hidden layers -> a small image of the encoder's last size -> doubled once a width, after residual blocks."""
+    """Hidden layers -> a small image of the encoder's last size -> the image."""
 
     config: ModelConfig
     image_shape: tuple[int, int, int]
-    blocks: int = 0
 
     @nn.compact
     def __call__(self, latents: Float[Array, "b d"]) -> Float[Array, "b h w c"]:
         """Maps `[b, d]` to `[b, *image_shape]`, float32."""
         config = self.config
-        sizes = [self.image_shape[:2]]
-        for _ in config.features:
-            sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
-        (height, width), deepest = sizes[-1], config.features[-1]
-        x = hidden(config, latents, (*config.hidden[::-1], height * width * deepest))
-        x = x.reshape(-1, height, width, deepest)
-        for size, width in zip(sizes[-2:0:-1], config.features[-2::-1], strict=True):
-            for _ in range(self.blocks):
-                x = _residual(config, x)
-            x = activated(config, Upsampling(width, size, dtype=config.dtype)(x))
-        for _ in range(self.blocks):
+        small = (*grid_of(config, self.image_shape), config.features[-1])
+        x = hidden(config, latents, (*config.hidden[::-1], math.prod(small)))
+        return _up(config, x.reshape(-1, *small), self.image_shape)
+
+
+class GridEncoder(nn.Module):
+    """Image -> its features at the last size -> `outputs` numbers a place."""
+
+    config: ModelConfig
+    outputs: int
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 outputs"]:
+        """Maps `[b, h, w, c]` to `[b, *grid_of(config, image_shape), outputs]`, float32."""
+        return nn.Dense(self.outputs, dtype=self.config.dtype)(_down(self.config, images)).astype(jnp.float32)
+
+
+class GridDecoder(nn.Module):
+    """Numbers a place -> an image of the encoder's last size -> the image."""
+
+    config: ModelConfig
+    image_shape: tuple[int, int, int]
+
+    @nn.compact
+    def __call__(self, latents: Float[Array, "b h2 w2 d"]) -> Float[Array, "b h w c"]:
+        """Maps `[b, *grid_of(config, image_shape), d]` to `[b, *image_shape]`, float32."""
+        x = Convolution(self.config.features[-1], dtype=self.config.dtype)(latents)
+        return _up(self.config, activated(self.config, x), self.image_shape)
+
+
+def grid_of(config: ModelConfig, image_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width after all halvings, each rounded up."""
+    halvings = 2 ** len(config.features)
+    return -(-image_shape[0] // halvings), -(-image_shape[1] // halvings)
+
+
+def _down(config: ModelConfig, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+    """Strided 3x3 convolutions, each followed by residual blocks."""
+    for width in config.features:
+        x = activated(config, Convolution(width, stride=2, dtype=config.dtype)(x))
+        for _ in range(_blocks(config)):
             x = _residual(config, x)
-        return Subpixel(self.image_shape[-1], self.image_shape[:2], dtype=config.dtype)(x).astype(jnp.float32)
+    return x
+
+
+def _up(config: ModelConfig, x: Float[Array, "b h2 w2 d"], image_shape: tuple[int, int, int]) -> Float[Array, "b h w c"]:
+    """Doubled once a width, after residual blocks; float32."""
+    sizes = [image_shape[:2]]
+    for _ in config.features:
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    for size, width in zip(sizes[-2:0:-1], config.features[-2::-1], strict=True):
+        for _ in range(_blocks(config)):
+            x = _residual(config, x)
+        x = activated(config, Upsampling(width, size, dtype=config.dtype)(x))
+    for _ in range(_blocks(config)):
+        x = _residual(config, x)
+    return Subpixel(image_shape[-1], image_shape[:2], dtype=config.dtype)(x).astype(jnp.float32)
+
+
+def _blocks(config: ModelConfig) -> int:
+    """Residual blocks at each size of the image."""
+    return config.blocks if config.network == "resnet" else 0
 
 
 def _residual(config: ModelConfig, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vaejax.config import ModelConfig
 from vaejax.networks.activations import ACTIVATIONS
@@ -44,10 +44,26 @@ class TransformerDecoder(nn.Module):
         return images.reshape(-1, h, w, c).astype(jnp.float32)
 
 
+class CodeReader(nn.Module):
+    """Codes in their order -> logits of each, given those before it and what it is told; a causal transformer."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, codes: Int[Array, "b n"], told: Float[Array, "b c"]) -> Float[Array, "b n codes"]:
+        """Maps `[b, n]` in 0 ... codes - 1 and `[b, c]` to `[b, n, codes]`, float32."""
+        config = self.config
+        start = nn.Dense(config.width, dtype=config.dtype)(told)[:, jnp.newaxis]
+        before = nn.Embed(config.codes, config.width, dtype=config.dtype)(codes[:, :-1].astype(jnp.int32))
+        tokens = _Blocks(config, causal=True)(jnp.concatenate([start, before], axis=1))
+        return nn.Dense(config.codes, dtype=config.dtype)(tokens).astype(jnp.float32)
+
+
 class _Blocks(nn.Module):
     """Positions added, then attention and a dense layer a block, each after its own layer norm; one more norm at the end."""
 
     config: ModelConfig
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
@@ -55,15 +71,15 @@ class _Blocks(nn.Module):
         positions = self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
         x = x + positions[jnp.newaxis].astype(x.dtype)
         for _ in range(config.depth):
-            x = x + _attention(config, nn.LayerNorm(dtype=dtype)(x))
+            x = x + _attention(config, nn.LayerNorm(dtype=dtype)(x), self.causal)
             y = nn.Dense(4 * config.width, dtype=dtype)(nn.LayerNorm(dtype=dtype)(x))
             x = x + nn.Dense(config.width, dtype=dtype)(ACTIVATIONS[config.activation](y))
         return nn.LayerNorm(dtype=dtype)(x)
 
 
-def _attention(config: ModelConfig, x: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
-    """Every token looks at every other."""
+def _attention(config: ModelConfig, x: Float[Array, "b n width"], causal: bool) -> Float[Array, "b n width"]:
+    """Every token looks at every other, or at those up to itself."""
     query, key, value = jnp.split(nn.Dense(3 * config.width, dtype=config.dtype)(x), 3, axis=-1)
     heads = [y.reshape(*y.shape[:2], config.heads, -1) for y in (query, key, value)]
-    mixed = jax.nn.dot_product_attention(*heads)
+    mixed = jax.nn.dot_product_attention(*heads, is_causal=causal)
     return nn.Dense(config.width, dtype=config.dtype)(mixed.reshape(x.shape))

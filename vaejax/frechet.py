@@ -1,0 +1,109 @@
+"""How like real images the samples are: Frechet distances on the features of a classifier trained on the same images.
+
+    {"n", "seeds", "classifier": {"accuracy", "fingerprint"}, "floor": {...},
+     "samplers": {name: {"mean", "sem", "n", "unit", "values", ...}}, "agreement": {name: {...}}}
+
+Every row compares as many samples as there are real test images in it, by the same features, with the same seeds, so that
+rows of runs on the same images can be compared; the floor is what as many training images have. Samples are expected images,
+and real images the grey ones, also where a model is about binarised images.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from vaejax import batches as batching
+from vaejax import experiment, keys, metrics, runs, samplers
+from vaejax.applications.generation import Sampler, sample
+from vaejax.classifier import ROWS, Features, of_images
+from vaejax.datasets import DataSet
+from vaejax.errors import DataError
+from vaejax.models import Params
+from vaejax.progress import bar
+from vaejax.runs import Run
+
+
+def measure(run: Run, n: int, seeds: int, names: tuple[str, ...] = ("prior",), best: bool = False) -> dict[str, Any]:
+    """Measures a run's samples and writes `frechet.json`.
+
+    Args:
+        run: an open run whose images have labels.
+        n: samples, and test images; at most as many as there are.
+        seeds: how often, each with samples of its own.
+        names: of `samplers.SAMPLERS`.
+        best: take the checkpoint of lowest validation loss instead of the newest.
+
+    Returns:
+        What was written.
+
+    Raises:
+        DataError: the images have no labels, or are fewer than n.
+        FamilyError: a sampler that the family does not have.
+    """
+    trained, classifier = experiment.restore(run, best), of_images(run)
+    splits = {split: _features_of_split(run.data, split, classifier.look, n) for split in ("test", "train")}
+    rows: dict[str, Any] = {}
+    agreement: dict[str, Any] = {}
+    for name in names:
+        sampler = samplers.build(run, trained.params, name)
+        distances, agreeing = [], []
+        with bar(f"{name}: samples", seeds * n) as show:
+            for seed in range(seeds):
+                made, predicted, labels = _features_of_samples(run, trained.params, sampler, classifier.look, n, seed)
+                distances.append(metrics.frechet(made, splits["test"]))
+                if labels is not None:
+                    agreeing.append(float(np.mean(predicted == labels)))
+                show((seed + 1) * n, f"distance {distances[-1]:.3f}")
+        rows[name] = metrics.summary(np.array(distances), "squared feature units") | {"values": distances}
+        if agreeing:
+            agreement[name] = metrics.summary(np.array(agreeing), "share of samples") | {"values": agreeing}
+    result = {
+        "n": n,
+        "seeds": seeds,
+        "step": trained.step,
+        "classifier": {"accuracy": classifier.accuracy, "fingerprint": classifier.fingerprint},
+        "floor": metrics.frechet(splits["train"], splits["test"]),
+        "samplers": rows,
+        "agreement": agreement,
+    }
+    runs.write_json(run.directory / "frechet.json", result)
+    return result
+
+
+def _features_of_split(data: DataSet, split: str, look: Features, n: int) -> Float[np.ndarray, "n d"]:
+    size = data.splits[split].n
+    if n > size:
+        raise DataError(f"--n={n}: the {split} split has {size} images. Ask for at most {size}.")
+    chosen = np.linspace(0, size - 1, n).astype(int)  # evenly spaced: splits may be sorted by label
+    parts = [
+        look(batching.of_rows(data.splits[split], data.white, chosen[start : start + ROWS], None)["image"])[1]
+        for start in range(0, n, ROWS)
+    ]
+    return np.concatenate([np.asarray(part) for part in parts])
+
+
+def _features_of_samples(
+    run: Run, params: Params, sampler: Sampler | None, look: Features, n: int, seed: int
+) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"], Int[np.ndarray, " n"] | None]:
+    """Features of n samples, the classes seen in them, and the labels asked for, each in turn."""
+    key = keys.stream(jax.random.key(seed), "samples")
+    labels = np.arange(n) % run.model.classes if run.model.classes else None
+    make = jax.jit(functools.partial(_made, run, sampler), static_argnums=2)
+    found, seen = [], []
+    for start in range(0, n, ROWS):
+        rows = min(ROWS, n - start)
+        told = None if labels is None else jnp.asarray(labels[start : start + rows])
+        logits, features = look(make(params, key, rows, start, told))
+        found.append(np.asarray(features))
+        seen.append(np.asarray(logits).argmax(axis=-1))
+    return np.concatenate(found), np.concatenate(seen), labels
+
+
+def _made(
+    run: Run, sampler: Sampler | None, params: Params, key: Key[Array, ""], n: int, first: Int[Array, ""], told: Any
+) -> Float[Array, "n ..."]:
+    return sample(run.model, params, key, n, 1.0, told, sampler, first)

@@ -1,0 +1,52 @@
+"""Where a run's latents come from: its own prior, or a mixture fitted to the posterior of its training images."""
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from vaejax import experiment, keys
+from vaejax.applications.generation import Sampler, fit_mixture, sampler_of
+from vaejax.errors import FamilyError
+from vaejax.models import Params, condition_of
+from vaejax.progress import console
+from vaejax.runs import Run
+
+SAMPLERS = ("prior", "mixture")
+"""The choices of `--sampler`."""
+
+COMPONENTS = 10
+"""Gaussians in a fitted mixture, unless asked otherwise."""
+
+MOST = 60_000
+"""Training images that a mixture is fitted to, at most; beyond it, the first."""
+
+
+def build(run: Run, params: Params, name: str, components: int = COMPONENTS) -> Sampler | None:
+    """The sampler of a name; None stands for the model's own prior.
+
+    Raises:
+        FamilyError: a mixture is asked for, and the latents are not one vector of reals.
+    """
+    if name == "prior":
+        return None
+    if not run.model.vector:
+        raise FamilyError(
+            f"--sampler={name}: a mixture is fitted to one vector an image, and model.family="
+            f"{run.config.model.family!r} has several arrays. Choose --sampler=prior."
+        )
+    latents = posterior_draws(run, params)
+    console.print(f"fitting {components} Gaussians to the posterior of {len(latents)} training images")
+    return sampler_of(fit_mixture(latents, components))
+
+
+def posterior_draws(run: Run, params: Params) -> Float[np.ndarray, "n d"]:
+    """One draw from the posterior of each training image."""
+    key = keys.stream(jax.random.key(0), "posterior of train")
+    infer = jax.jit(lambda images, index, told: run.model.infer(params, images, keys.of_examples(key, index), 1, told).latents)
+    found, rows = [], min(run.config.evaluation.batch_size, run.data.splits["train"].n)
+    for batch in experiment.evaluation_batches(run, "train", rows):
+        drawn = infer(batch["image"], batch["index"], condition_of(run.model, batch))[0]
+        found.append(np.asarray(drawn)[batch["mask"]])
+        if len(found) * rows >= MOST:
+            break
+    return np.concatenate(found)

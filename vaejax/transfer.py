@@ -1,0 +1,93 @@
+"""Starting a run from the averaged weights of another one, part by part."""
+
+import hashlib
+from typing import Any
+
+import jax
+
+from vaejax import checkpoints, runs, training
+from vaejax.checkpoints import Restored
+from vaejax.config import TransferConfig
+from vaejax.errors import TrainingError
+from vaejax.models import Params
+from vaejax.progress import console
+from vaejax.runs import Outline, Run
+
+
+def take_over(run: Run, ours: Params) -> Params:
+    """The initial weights `ours`, with the parts that `transfer.parts` names from the newest step of `transfer.source`.
+
+    Writes `source.json`: the source's step, the sha256 of its manifest, and the leaves that were left as they are.
+
+    Raises:
+        TrainingError: the source is no run, has no checkpoint, or has weights of another shape and `transfer.mismatch` says
+            to stop.
+        CheckpointError: the source's checkpoints are damaged.
+    """
+    config = run.config.transfer
+    assert config.source is not None  # the caller has looked
+    source = runs.outline(config.source)
+    restored = _restore(source)
+    theirs = restored.state.ema if source.config.training.ema_decay else restored.state.params
+    params, fresh = _merged(ours, theirs, config, source, run)
+    record = {"step": restored.step, "sha256": _sha256(source, restored.step), "parts": list(config.parts), "fresh": fresh}
+    runs.write_json(run.directory / "source.json", record)
+    started = f"starting from step {restored.step} of {config.source}"
+    console.print(started + (f"; left as they are: {', '.join(fresh)}" if fresh else ""))
+    return params
+
+
+def _restore(source: Outline) -> Restored:
+    abstract = training.abstract(source.model, training.objective_of(source.model, source.config))
+    restored = checkpoints.restore(source.checkpoints, source.fingerprint, abstract)
+    if restored is None:
+        raise TrainingError(f"transfer.source={source.directory}: no checkpoint yet. Train that run first.")
+    return restored
+
+
+def _merged(
+    ours: Params, theirs: Params, config: TransferConfig, source: Outline, run: Run
+) -> tuple[dict[str, Any], list[str]]:
+    """The parameters, and the names of the leaves that could not be taken over."""
+    parts = [part for part in config.parts if part in ours]
+    lacking = [part for part in parts if part not in theirs]
+    if lacking:
+        raise TrainingError(
+            f"transfer.parts={config.parts!r}: {source.directory} has no {', '.join(lacking)}. Leave it out, or choose "
+            "a source with the same model.family, model.prior and model.likelihood."
+        )
+    merged, fresh, different = dict(ours), [], []
+    for part in parts:
+        there = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(theirs[part])}
+
+        def taken(path: Any, leaf: jax.Array, part: str = part, there: dict[str, Any] = there) -> jax.Array:
+            found, name = there.get(jax.tree_util.keystr(path)), part + jax.tree_util.keystr(path)
+            if found is not None and found.shape == leaf.shape:
+                return jax.device_put(found, leaf.sharding)
+            fresh.append(name)
+            different.append(f"{name}: {None if found is None else found.shape} there, {leaf.shape} here")
+            return leaf
+
+        merged[part] = jax.tree_util.tree_map_with_path(taken, ours[part])
+    frozen = [name for name in fresh if name.startswith(config.freeze)]
+    if fresh and (config.mismatch == "stop" or frozen):
+        raise TrainingError(_mismatch(different, frozen, source, run))
+    return merged, fresh
+
+
+def _mismatch(different: list[str], frozen: list[str], source: Outline, run: Run) -> str:
+    there, here = source.model.image_shape, run.model.image_shape
+    images = f"Its images are {there}, these are {here} (height, width, channels). " if there != here else ""
+    size = f"data.image_size={there[:2]} with data.channels={there[2]}, or " if there != here else "the source's model.*, or "
+    anew = "" if frozen else 'transfer.mismatch="fresh" to start these weights anew, or '
+    return (
+        f"transfer.source={source.directory}: weights of another shape:\n  "
+        + "\n  ".join(different[:5])
+        + (f"\n  and {len(different) - 5} more" if len(different) > 5 else "")
+        + f"\n{images}Choose {size}{anew}leave the part out of transfer.parts."
+    )
+
+
+def _sha256(source: Outline, step: int) -> str:
+    """Of the step's manifest, which holds the sha256 of every file of it."""
+    return hashlib.sha256((source.checkpoints / str(step) / checkpoints.MANIFEST).read_bytes()).hexdigest()
