@@ -16,7 +16,7 @@ from PIL import Image
 from vaejax import cli, gallery, report, runs
 from vaejax import config as configuration
 from vaejax.config import from_dict
-from vaejax.errors import DataError, Terminated
+from vaejax.errors import DataError, FamilyError, Terminated
 
 ROOT = Path(__file__).parents[1]
 SLOW = {"tensorflow", "tensorflow_datasets", "jax", "flax", "orbax", "matplotlib", "sklearn"}
@@ -101,7 +101,7 @@ def test_the_package_is_the_same_program(capsys):
 # --- mistakes about a run
 
 
-VERBS = ("evaluate", "sample", "reconstruct", "interpolate", "report")
+VERBS = ("evaluate", "sample", "reconstruct", "interpolate", "frechet", "report")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -142,6 +142,12 @@ def test_another_configuration_of_a_run_is_refused(tmp_path, capsys):
         (["reconstruct", "run", "--seed=-1"], "expected 0 <= value <= 2147483647, found '-1'"),
         (["reconstruct", "run", "--n=0"], "expected 1 <= value <= 1000000000, found '0'"),
         (["interpolate", "run", "--steps=0"], "expected 1 <= value <= 1000000000, found '0'"),
+        (["sample", "run", "--sampler=both"], "invalid choice: 'both'"),
+        (["frechet"], "RUN"),
+        (["frechet", "run", "--n=0"], "expected 1 <= value <= 1000000000, found '0'"),
+        (["frechet", "run", "--seeds=0"], "expected 1 <= value <= 1000000000, found '0'"),
+        (["frechet", "run", "--sampler=gaussian"], "invalid choice: 'gaussian'"),
+        (["frechet", "run", "--label=7"], "unknown arguments: --label=7"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused(capsys, arguments, told):
@@ -173,12 +179,13 @@ def opened(monkeypatch) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "output", "given"),
     [
-        (["sample", "run"], "run/gallery", (False, 100, 0, 1.0, None)),
+        (["sample", "run"], "run/gallery", (False, 100, 0, 1.0, None, "prior")),
         (
             ["sample", "run", "--best", "--n=3", "--seed=2", "--temperature=0.5", "--label=7", "--output=out"],
             "out",
-            (True, 3, 2, 0.5, "7"),
+            (True, 3, 2, 0.5, "7", "prior"),
         ),
+        (["sample", "run", "--sampler=mixture"], "run/gallery", (False, 100, 0, 1.0, None, "mixture")),
         (["reconstruct", "run"], "run/gallery", (False, "test", 10, 0)),
         (["reconstruct", "run", "--best", "--split=val", "--n=3", "--seed=2", "--output=out"], "out", (True, "val", 3, 2)),
         (["interpolate", "run"], "run/gallery", (False, "test", 10, 0, 10)),
@@ -217,6 +224,54 @@ def test_an_evaluation_is_made_as_asked_and_shown(monkeypatch, capsys, opened):
     assert "val split at step 9" in output
     assert re.search(r"psnr\W+20\.5 ± 0\.25\W+16\.25\W+dB", output)
     assert re.search(r"active_units\W+5\W+latents", output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        ([], (500, 5, ("prior",), False)),
+        (["--n=7", "--seeds=2", "--sampler=mixture", "--best"], (7, 2, ("mixture",), True)),
+        (["--sampler=both"], (500, 5, ("prior", "mixture"), False)),
+    ],
+)
+def test_distances_are_measured_as_asked_and_shown(monkeypatch, capsys, opened, arguments, given):
+    from vaejax import frechet
+
+    def measure(run, *asked):
+        assert asked == given
+        rows = {name: {"mean": 12.5, "sem": 0.25, "n": 5, "unit": "squared feature units"} for name in asked[2]}
+        told = {"prior": {"mean": 0.875, "sem": 0.01, "n": 5, "unit": "share of samples"}}
+        return {"samplers": rows, "agreement": told, "floor": 1.75, "classifier": {"accuracy": 0.991}}
+
+    monkeypatch.setattr(frechet, "measure", measure)
+    assert cli.main(["frechet", "run", *arguments]) == 0
+    assert opened == ["run"]
+    lines = {
+        "prior": "samples from the prior: 12.5 ± 0.25; 87.50 % have the label asked for\n",
+        "mixture": "samples from the mixture: 12.5 ± 0.25\n",
+    }
+    floor = "as many training images: 1.75 (the classifier has 99.1 % of the test images right)\n"
+    assert capsys.readouterr().out == floor + "".join(lines[name] for name in given[2])
+
+
+def test_a_distance_of_one_seed_is_shown_without_an_error(monkeypatch, capsys, opened):
+    from vaejax import frechet
+
+    row = {"mean": 12.5, "sem": None, "n": 1, "unit": "squared feature units"}
+    result = {"samplers": {"prior": row}, "agreement": {}, "floor": 1.75, "classifier": {"accuracy": 1.0}}
+    monkeypatch.setattr(frechet, "measure", lambda *_: result)
+    assert cli.main(["frechet", "run", "--seeds=1"]) == 0
+    assert capsys.readouterr().out.endswith("samples from the prior: 12.5\n")
+
+
+@pytest.mark.parametrize(("verb", "room"), [("frechet", "frechet.measure"), ("sample", "gallery.sample")])
+def test_a_sampler_that_a_family_does_not_have_is_told_in_one_line(monkeypatch, capsys, opened, verb, room):
+    def refused(*_):
+        raise FamilyError("--sampler=mixture: no such thing here. Choose --sampler=prior.")
+
+    monkeypatch.setattr(f"vaejax.{room}", refused)
+    assert cli.main([verb, "run", "--sampler=mixture"]) == 1
+    assert capsys.readouterr() == ("", "vaejax: --sampler=mixture: no such thing here. Choose --sampler=prior.\n")
 
 
 @pytest.mark.parametrize(("error", "status"), [(Terminated("stopped here"), 143), (DataError("images gone"), 1)])
@@ -285,3 +340,13 @@ def test_every_verb_is_listed(capsys):
         cli.main(["--help"])
     output = capsys.readouterr().out
     assert all(re.search(rf"^ +{verb}\b", output, re.MULTILINE) for verb in ("train", *VERBS))
+
+
+@pytest.mark.parametrize("verb", ["sample", "frechet"])
+def test_help_lists_every_sampler(capsys, verb):
+    from vaejax.samplers import SAMPLERS
+
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    (choices,) = re.findall(r"--sampler \{([a-z,]+)\}", capsys.readouterr().out.partition("Example")[2])
+    assert choices.removesuffix(",both").split(",") == list(SAMPLERS)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy import stats
+from scipy import linalg, stats
 
 from vaejax import metrics
 
@@ -67,3 +67,46 @@ def test_summary_has_the_standard_error_of_scipy():
     assert got["sem"] == pytest.approx(stats.sem(values), rel=1e-6)
     assert (got["n"], got["unit"]) == (50, "nats")
     assert metrics.summary(np.array([2.0]), "dB") == {"mean": 2.0, "sem": None, "n": 1, "unit": "dB"}
+
+
+def features(n: int, seed: int, d: int = 6) -> np.ndarray:
+    """Correlated features, float32."""
+    random = np.random.default_rng(seed)
+    return np.float32(random.normal(size=(n, d)) @ random.normal(size=(d, d)) + random.normal(size=d))
+
+
+@pytest.mark.parametrize(("n", "m"), [(50, 80), (4, 30)])
+def test_the_frechet_distance_is_that_of_scipy_and_symmetric(n, m):
+    """Of four vectors in six dimensions the covariance has no inverse."""
+    first, second = features(n, 0), features(m, 1)
+    one, two = (np.cov(np.float64(part), rowvar=False) for part in (first, second))
+    shift = np.float64(first).mean(axis=0) - np.float64(second).mean(axis=0)
+    expected = shift @ shift + np.trace(one + two - 2.0 * linalg.sqrtm(one @ two).real)
+    assert metrics.frechet(first, second) == pytest.approx(expected, rel=1e-5)
+    assert metrics.frechet(second, first) == pytest.approx(metrics.frechet(first, second), rel=1e-6)
+
+
+def test_the_frechet_distance_of_equal_sets_is_zero_and_a_shift_adds_its_square():
+    first, second = np.float64(features(60, 0)), np.float64(features(60, 1))
+    assert metrics.frechet(first, first) == pytest.approx(0.0, abs=1e-9)
+    assert metrics.frechet(first, first[::-1]) == pytest.approx(0.0, abs=1e-9)
+    shift = np.array([3.0, 0.0, -4.0, 0.0, 0.0, 12.0])
+    assert metrics.frechet(first + shift, first) == pytest.approx(169.0)
+    centred = second - second.mean(axis=0) + first.mean(axis=0)
+    assert metrics.frechet(centred + shift, first) == pytest.approx(metrics.frechet(centred, first) + 169.0)
+
+
+def test_the_frechet_distance_of_scaled_features_is_known():
+    """Between N(0, C) and N(0, s^2 C): (s - 1)^2 tr C."""
+    first = np.float64(features(60, 0))
+    first -= first.mean(axis=0)
+    expected = 4.0 * np.trace(np.cov(first, rowvar=False))
+    assert metrics.frechet(first, 3.0 * first) == pytest.approx(expected)
+
+
+def test_perplexity_is_the_number_of_codes_that_would_be_as_various():
+    assert metrics.perplexity(np.array([0, 40, 0])) == 1.0
+    for codes in (2, 7):
+        assert metrics.perplexity(np.repeat([0, 13], [5, codes])) == pytest.approx(codes)
+    counts = np.array([5, 0, 1, 30])
+    assert metrics.perplexity(counts) == pytest.approx(np.exp(stats.entropy(counts)))

@@ -17,6 +17,8 @@ from vaejax.errors import ConfigError
 from vaejax.models import Params
 from vaejax.networks import activations, convolutions
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SHAPES = [(1, 1, 1), (5, 7, 2), (33, 20, 4)]
 
 
@@ -32,9 +34,9 @@ def random(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def random_parameters(module: nn.Module, inputs: jax.Array) -> Params:
+def random_parameters(module: nn.Module, *inputs: jax.Array) -> Params:
     """Parameters of the right shapes, of which none is zero: no initial bias hides anything."""
-    shapes = jax.eval_shape(lambda key: networks.init(module, key, inputs.shape[1:]), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: networks.init(module, key, *(x.shape[1:] for x in inputs)), jax.random.key(0))
     return jax.tree.map(lambda leaf: random(*leaf.shape, seed=leaf.size) / max(np.sqrt(leaf.size // leaf.shape[-1]), 3), shapes)
 
 
@@ -48,15 +50,15 @@ def both(settings: ModelConfig, shape: tuple[int, int, int], batch: int = 2) -> 
     }
 
 
-def output_and_gradients(module: nn.Module, params: Params, inputs: jax.Array) -> tuple[jax.Array, tuple[Params, jax.Array]]:
+def output_and_gradients(module: nn.Module, params: Params, *inputs: jax.Array) -> tuple[Any, tuple[Params, ...]]:
     """The output, and the gradients of the sum of its sines by parameters and inputs."""
 
     @jax.jit
-    def pulled_back(params: Params, inputs: jax.Array) -> tuple[jax.Array, tuple[Params, jax.Array]]:
-        y, pull = jax.vjp(lambda params, inputs: networks.apply(module, params, inputs), params, inputs)
-        return y, pull(jnp.cos(y))
+    def pulled_back(params: Params, *inputs: jax.Array) -> tuple[Any, tuple[Params, ...]]:
+        y, pull = jax.vjp(lambda params, *inputs: networks.apply(module, params, *inputs), params, *inputs)
+        return y, pull(jax.tree.map(jnp.cos, y))
 
-    return pulled_back(params, inputs)
+    return pulled_back(params, *inputs)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -220,3 +222,174 @@ def test_patches_that_do_not_divide_the_image_are_refused_with_the_nearest_that_
     settings = config(network="transformer", patch_size=5)
     with pytest.raises(ConfigError, match=r"model\.patch_size=5: expected a divisor .* 28 x 42.*patch_size=7"):
         networks.decoder(settings, (28, 42, 1))
+
+
+# --- parts of flows, hierarchies, codes and adversaries
+
+CODES, PLACES = 7, 6
+OF_IMAGES = [
+    "bottom up", "prior head", "posterior head", "merge", "finer", "to image", "grid encoder", "grid decoder",
+    "discriminator", "classifier",
+]  # fmt: skip
+PARTS = ["flow", "code reader", *OF_IMAGES]
+FLOAT32 = {"prior head": 2, "bottom up": 0, "merge": 0, "finer": 0}
+"""Outputs, from the first on, that leave a part in float32 whatever its precision; all, where a part is not named."""
+
+
+def half(size: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(-(-side // 2) for side in size)
+
+
+def part(name: str, shape: tuple[int, int, int] = (12, 9, 2), batch: int = 2, **fields) -> tuple[nn.Module, tuple, list]:
+    """A part, its inputs, and the shapes of its outputs without the batch."""
+    settings = config(network="resnet", codes=CODES, flow_steps=2, flow_width=5, **fields)
+    fine, coarse = half(shape[:2]), half(half(shape[:2]))
+    images, x, risen = random(batch, *shape), random(batch, *fine, 4), random(batch, *fine, 4, seed=1)
+    latents, context, told = random(batch, *fine, 3), random(batch, 5, seed=1), random(batch, 2)
+    codes = jnp.arange(batch * PLACES, dtype=jnp.float32).reshape(batch, PLACES) % CODES
+    build: dict[str, Callable[[], tuple[nn.Module, tuple, list]]] = {
+        "flow": lambda: (networks.Flow(settings), (random(batch, 3), context), [(3,), ()]),
+        "code reader": lambda: (networks.CodeReader(settings), (codes, told), [(PLACES, CODES)]),
+        "bottom up": lambda: (networks.BottomUp(settings), (images,), [(*fine, 4), (*coarse, 6)]),
+        "prior head": lambda: (networks.PriorHead(settings), (x,), [(*fine, 3), (*fine, 3), (*fine, 4)]),
+        "posterior head": lambda: (networks.PosteriorHead(settings), (x, risen), [(*fine, 3), (*fine, 3)]),
+        "merge": lambda: (networks.Merge(settings), (x, latents), [(*fine, 4)]),
+        "finer": lambda: (networks.Finer(settings, 4, fine), (random(batch, *coarse, 6),), [(*fine, 4)]),
+        "to image": lambda: (networks.ToImage(settings, shape), (x,), [shape]),
+        "grid encoder": lambda: (networks.GridEncoder(settings, 3), (images,), [(*coarse, 3)]),
+        "grid decoder": lambda: (networks.GridDecoder(settings, shape), (random(batch, *coarse, 3),), [shape]),
+        "discriminator": lambda: (networks.Discriminator((4, 6)), (images,), [(), (*fine, 4), (*coarse, 6)]),
+        "classifier": lambda: (networks.Classifier(5), (images,), [(5,), (128,)]),
+    }
+    return build[name]()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("flow", SHAPES[1]), ("code reader", SHAPES[1]), *((n, s) for n in OF_IMAGES for s in SHAPES)]
+)
+def test_a_part_has_its_documented_shapes_and_every_parameter_of_it_learns(name, shape):
+    module, inputs, shapes = part(name, shape)
+    y, (gradients, *_) = output_and_gradients(module, random_parameters(module, *inputs), *inputs)
+    assert [leaf.shape for leaf in jax.tree.leaves(y)] == [(2, *event) for event in shapes]
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.isfinite(gradient).all(), jax.tree_util.keystr(path)
+        assert np.any(gradient), jax.tree_util.keystr(path)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 4)),
+    features=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    network=st.sampled_from(["cnn", "resnet"]),
+)
+def test_the_grid_of_any_image_is_halved_once_a_width(size, features, network):
+    settings, grid = config(network=network, features=tuple(features)), size[:2]
+    for _ in features:
+        grid = half(grid)
+    assert networks.grid_of(settings, size) == grid
+    encoder, decoder = networks.GridEncoder(settings, 3), networks.GridDecoder(settings, size)
+
+    def there_and_back(key: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        first, second = jax.random.split(key)
+        code = networks.apply(encoder, networks.init(encoder, first, size), images)
+        return code, networks.apply(decoder, networks.init(decoder, second, (*grid, 3)), code)
+
+    code, images = jax.eval_shape(there_and_back, jax.random.key(0), jnp.zeros((2, *size)))
+    assert (code.shape, images.shape) == ((2, *grid, 3), (2, *size))
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_a_part_says_of_an_example_does_not_depend_on_its_neighbours(name):
+    module, inputs, _ = part(name, (9, 6, 1), batch=4)
+    params = random_parameters(module, *inputs)
+    apply = jax.jit(lambda *inputs: networks.apply(module, params, *inputs))
+    alone, together = apply(*(x[2:3] for x in inputs)), apply(*inputs)
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(a[0], b[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PARTS[:-2])
+def test_a_part_in_bfloat16_agrees_with_float32_within_five_percent(name):
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        module, inputs, _ = part(name, dtype=dtype)
+        found[dtype] = output_and_gradients(module, random_parameters(module, *inputs), *inputs)
+    wide, narrow = (jax.tree.leaves(found[dtype]) for dtype in ("float32", "bfloat16"))
+    assert not np.array_equal(wide[0], np.float32(narrow[0])), "bfloat16 was not used"
+    for a, b in zip(wide, narrow, strict=True):
+        np.testing.assert_allclose(np.float32(b), a, atol=0.05 * np.abs(a).max(), rtol=0)
+    assert all(gradient.dtype == jnp.float32 for gradient in jax.tree.leaves(found["bfloat16"][1]))
+    outputs = jax.tree.leaves(found["bfloat16"][0])
+    assert all(y.dtype == jnp.float32 for y in outputs[: FLOAT32.get(name, len(outputs))])
+
+
+OF_PARTS = {
+    "flow": (304, 0.7054157),
+    "code reader": (1_079, 1.363399),
+    "bottom up": (692, 0.6135064),
+    "prior head": (218, 0.01088465),
+    "posterior head": (214, 0.0),  # it begins at the prior, N(0, I)
+    "merge": (204, 0.956213),
+    "finer": (220, 0.04687121),
+    "to image": (296, 0.1467404),
+    "grid encoder": (1_275, 0.05437627),
+    "grid decoder": (1_640, 0.01076437),
+    "discriminator": (353, 0.2365952),
+    "classifier": (93_605, 0.04192758),
+}
+"""Parameters of a part, and the mean of its squared outputs; both change with the architecture alone."""
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_architecture_of_a_part_is_what_it_was(name):
+    module, inputs, _ = part(name)
+    waves = [jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape) for x in inputs]
+    if name == "code reader":
+        waves[0] = inputs[0]
+
+    @jax.jit
+    def initial(key: jax.Array, *waves: jax.Array) -> tuple[Params, jax.Array]:
+        params = networks.init(module, key, *(x.shape[1:] for x in waves))
+        outputs = jax.tree.leaves(networks.apply(module, params, *waves))
+        return params, jnp.mean(jnp.concatenate([y.ravel() for y in outputs]) ** 2)
+
+    params, square = initial(jax.random.key(0), *waves)
+    count, value = OF_PARTS[name]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+    assert float(square) == pytest.approx(value, rel=1e-4)
+
+
+def flow(steps: int, size: int) -> tuple[Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]], jax.Array, jax.Array]:
+    """A flow of one vector, a vector, and its context."""
+    module = networks.Flow(config(flow_steps=steps, flow_width=7, activation="tanh"))
+    z, context = random(1, size), random(1, 7, seed=1)
+    params = random_parameters(module, z, context)
+    return lambda *inputs: networks.apply(module, params, *(x[jnp.newaxis] for x in inputs)), z[0], context[0]
+
+
+@pytest.mark.parametrize(("steps", "size"), [(1, 1), (1, 4), (3, 5)])
+def test_the_log_determinant_of_a_flow_is_that_of_its_jacobian(steps, size):
+    moved, z, context = flow(steps, size)
+    jacobian = np.float64(jax.jit(jax.jacfwd(lambda z: moved(z, context)[0][0]))(z))
+    assert float(moved(z, context)[1][0]) == pytest.approx(np.linalg.slogdet(jacobian)[1], rel=1e-4)
+
+
+def test_a_step_of_a_flow_looks_at_all_latents_before_and_at_the_context_and_turns_the_order():
+    moved, z, context = flow(1, 5)
+    by_latents, by_context = jax.jit(jax.jacfwd(lambda *inputs: moved(*inputs)[0][0], (0, 1)))(z, context)
+    np.testing.assert_array_equal(by_latents[::-1] != 0, np.tril(np.ones((5, 5), bool)))
+    gates = np.diag(by_latents[::-1])
+    assert ((gates > 0) & (gates < 1)).all()
+    assert np.all(by_context)
+
+
+def test_logits_of_a_code_depend_on_the_codes_before_it_and_on_what_is_told():
+    module, (codes, told), _ = part("code reader", batch=1)
+    params = random_parameters(module, codes, told)
+    read = jax.jit(lambda codes, told: networks.apply(module, params, codes, told)[0])
+    logits = np.asarray(read(codes, told))
+    for place in range(PLACES):
+        other = np.asarray(read(codes.at[0, place].set((codes[0, place] + 3) % CODES), told))
+        np.testing.assert_allclose(other[: place + 1], logits[: place + 1], rtol=1e-5, atol=1e-6)
+        assert (np.abs(other - logits).max(axis=-1)[place + 1 :] > 1e-4).all()
+    assert (np.abs(read(codes, told + 1.0) - logits).max(axis=-1) > 1e-4).all()

@@ -8,10 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from vaejax import batches, models, networks, objectives
+from vaejax import batches, models, networks, objectives, optimizers
 from vaejax import distributions as dist
-from vaejax.config import ModelConfig, ObjectiveConfig
+from vaejax.config import ModelConfig, ObjectiveConfig, OptimizerConfig
 from vaejax.keys import of_examples
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 SHAPE = (4, 3, 1)
 
@@ -27,14 +29,20 @@ def batch(n: int = 6) -> batches.Batch:
 
 
 @functools.cache
-def descent(config: ObjectiveConfig) -> objectives.Objective:
-    objective = objectives.build(built()[0], config, optax.sgd(1.0))
+def descent(config: ObjectiveConfig, frozen: tuple[str, ...] = ()) -> objectives.Objective:
+    objective = objectives.build(built()[0], config, optax.sgd(1.0), frozen)
     return objective._replace(update=jax.jit(objective.update))
 
 
-def update(step: int = 0, data: batches.Batch | None = None, params: models.Params = None, **config) -> objectives.Update:
+def update(
+    step: int = 0,
+    data: batches.Batch | None = None,
+    params: models.Params = None,
+    frozen: tuple[str, ...] = (),
+    **config,
+) -> objectives.Update:
     """One step of plain gradient descent with step size 1, so that the parameters lose exactly the gradient."""
-    objective = descent(ObjectiveConfig(**config))
+    objective = descent(ObjectiveConfig(**config), frozen)
     params = built()[1] if params is None else params
     return objective.update(
         params, objective.init(params, jax.random.key(0)), data or batch(), jax.random.key(1), jnp.int32(step)
@@ -244,3 +252,49 @@ def test_validation_tells_the_bound_that_is_trained():
     np.testing.assert_allclose(iwae["loss"], -np.log(np.exp(log_likelihood - log_ratio).mean(axis=0)), rtol=1e-4)
     elbo = objectives.validation_terms(inference, batch()["image"], ObjectiveConfig(beta=3.0, samples=5))
     np.testing.assert_allclose(elbo["loss"], elbo["distortion"] + elbo["rate"], rtol=1e-6)
+
+
+# --- frozen parts, and steps that are skipped
+
+BOUNDS = {
+    "elbo": {"name": "elbo"},
+    "iwae": {"name": "iwae", "samples": 3},
+    "doubly": {"name": "iwae", "samples": 3, "gradient": "doubly_reparameterized"},
+}
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("frozen", [("encoder",), ("decoder", "log_scale")])
+def test_frozen_parts_stay_and_the_rest_moves_as_without(bound, frozen):
+    got, free = (update(frozen=parts, **BOUNDS[bound]) for parts in (frozen, ()))
+    assert set(got.params) == set(free.params) == {"encoder", "decoder", "log_scale"}
+    for name, part in built()[1].items():
+        if name in frozen:
+            assert all(jax.tree.leaves(jax.tree.map(np.array_equal, got.params[name], part))), name
+        else:
+            assert_near(gradient(got)[name], gradient(free)[name])
+    assert float(got.loss) == pytest.approx(float(free.loss), rel=1e-6)
+    assert float(got.gradient_norm) == pytest.approx(float(optax.tree.norm(gradient(got))), rel=1e-4)
+    assert got.gradient_norm < free.gradient_norm
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_frozen_parts_have_no_optimizer_state(bound):
+    objective = objectives.build(built()[0], ObjectiveConfig(**BOUNDS[bound]), optax.adam(1e-3), ("encoder", "log_scale"))
+    state = objective.init(built()[1], jax.random.key(0))
+    mean = optax.tree.get(state, "mu")
+    assert jax.tree.map(jnp.shape, mean) == {"decoder": jax.tree.map(jnp.shape, built()[1]["decoder"])}
+
+
+def test_the_steps_that_were_skipped_are_a_gauge():
+    norm = float(update().gradient_norm)
+    assert update().gauges == {}
+    for limit, counts in ((0.5 * norm, [1.0, 2.0]), (100.0 * norm, [0.0, 0.0])):
+        optimizer = optimizers.build(OptimizerConfig(name="sgd", skip_norm=limit), 10)
+        objective = objectives.build(built()[0], ObjectiveConfig(), optimizer)
+        params, state, step = built()[1], objective.init(built()[1], jax.random.key(0)), jax.jit(objective.update)
+        for number, count in enumerate(counts):
+            params, state, *_, gauges = step(params, state, batch(), jax.random.key(1), jnp.int32(number))
+            assert gauges == {"skipped": count}
+        stayed = jax.tree.leaves(jax.tree.map(np.array_equal, params, built()[1]))
+        assert all(stayed) if counts[-1] else not any(stayed)

@@ -79,3 +79,29 @@ def test_during_warm_up_the_first_step_is_the_smallest():
     config = OptimizerConfig(learning_rate=0.1, warmup_steps=10)
     ends = [float(moved(config, [0.0], [1.0], steps)[0]) for steps in range(1, 5)]
     np.testing.assert_allclose(-np.diff([0.0, *ends]), [0.0, 0.01, 0.02, 0.03], atol=1e-5)
+
+
+def test_a_gradient_that_is_too_large_changes_nothing_and_is_counted():
+    inner = optax.adam(0.1)
+    rule, params = optimizers.skipping(inner, largest=5.0), jnp.array([1.0, -2.0])
+    state, alone = rule.init(params), inner.init(params)
+    for slope, passes in (([3.0, 4.0], True), ([3.1, 4.0], False), ([np.inf, 0.0], False), ([-1.0, 2.0], True)):
+        change, state = rule.update(jnp.array(slope), state, params)
+        expected = jnp.zeros(2)
+        if passes:
+            expected, alone = inner.update(jnp.array(slope), alone, params)
+        np.testing.assert_array_equal(change, expected)
+        assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), state.inner, alone))
+    assert state.skipped == 2
+
+
+def test_the_limit_is_on_the_norm_over_all_parameters_before_clipping():
+    config = OptimizerConfig(name="sgd", learning_rate=1.0, schedule="constant", clip_norm=1.0, skip_norm=10.0)
+    rule = optimizers.build(config, 100)
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(3)}
+    state = rule.init(params)
+    for size, skipped in ((4.0, 0), (5.0, 1)):  # norms of 4 and 5 times the root of 5
+        change, state = rule.update(jax.tree.map(lambda leaf, size=size: leaf + size, params), state, params)
+        assert state.skipped == skipped
+        assert bool(optax.tree.norm(change)) == (not skipped)
+    assert not hasattr(optimizers.build(dataclasses.replace(config, skip_norm=0.0), 100).init(params), "skipped")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 from sklearn import mixture
 
 from vaejax.keys import of_examples
@@ -24,7 +24,7 @@ def sample(
     temperature: float = 1.0,
     condition: Condition = None,
     sampler: Sampler | None = None,
-    first: int = 0,
+    first: int | Int[Array, ""] = 0,
 ) -> Float[Array, "n ..."]:
     """Draws latents and shows the expected image of each.
 
@@ -41,7 +41,7 @@ def sample(
     Returns:
         `[n, *image_shape]` in [0, 1].
     """
-    keys = of_examples(key, jnp.arange(first, first + n))
+    keys = of_examples(key, first + jnp.arange(n))
     latents = sampler(keys, temperature) if sampler else model.prior(params, keys, temperature, condition)
     return model.decode(params, latents, condition).mean()
 

@@ -60,7 +60,7 @@ def vae_gan(
         logits, features = networks.apply(discriminator, adversary, made)
         wanted = jax.lax.stop_gradient(networks.apply(discriminator, adversary, images)[1])
         terms = elbo_terms(inference, images)
-        distances = [_distance(a[: len(mask)], b) for a, b in zip(features, wanted, strict=True)]
+        distances = [_distance(a[: len(mask)], b, mask) for a, b in zip(features, wanted, strict=True)]
         terms["features"] = pixels * jnp.stack(distances).sum(axis=0)
         total = terms["distortion"] + beta_at(config, step) * terms["rate"] + terms["features"]
         return (masked_mean(total, mask), masked_mean(-logits, jnp.tile(mask, 2))), (terms, made)
@@ -103,7 +103,7 @@ def vae_gan(
     return Objective(init, update)
 
 
-def _distance(features: Float[Array, "b ..."], wanted: Float[Array, "b ..."]) -> Float[Array, " b"]:
+def _distance(features: Float[Array, "b ..."], wanted: Float[Array, "b ..."], mask: Bool[Array, " b"]) -> Float[Array, " b"]:
     """Half the squared difference of a layer, relative to the layer's mean square over the batch."""
     axes = tuple(range(1, wanted.ndim))
-    return 0.5 * jnp.mean((features - wanted) ** 2, axis=axes) / (jnp.mean(wanted**2) + 1e-6)
+    return 0.5 * jnp.mean((features - wanted) ** 2, axis=axes) / (masked_mean(jnp.mean(wanted**2, axis=axes), mask) + 1e-6)

@@ -58,8 +58,8 @@ def vq(
     def init(params: Params, key: Key[Array, ""]) -> tuple[PyTree, Averages]:
         del key  # nothing is drawn
         codebook = params[CODEBOOK]
-        filled = jnp.any(codebook != 0.0)  # taken over from another run
-        return optimizer.init(parted(params, fixed)[0]), Averages(filled * jnp.ones(len(codebook)), jnp.copy(codebook))
+        uses = jnp.where(_empty(codebook), 0.0, jnp.ones(len(codebook)))  # of one that was taken over, once each
+        return optimizer.init(parted(params, fixed)[0]), Averages(uses, jnp.copy(codebook))
 
     def update(
         params: Params, state: tuple[PyTree, Averages], batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
@@ -71,9 +71,10 @@ def vq(
         averages = jax.tree.map(
             lambda old, new: config.codebook_decay * old + (1.0 - config.codebook_decay) * new, state[1], Averages(counts, sums)
         )
-        dead = averages.uses < config.revive_below
+        dead = (averages.uses < config.revive_below) | _empty(rest[CODEBOOK])
         averages = _revived(averages, dead, inference, batch["mask"], stream(key, "codes"))
-        codebook = averages.sums / averages.uses[:, jnp.newaxis]
+        uses = averages.uses[:, jnp.newaxis]
+        codebook = jnp.where(uses > 0.0, averages.sums / jnp.where(uses > 0.0, uses, 1.0), rest[CODEBOOK])
         share = counts / counts.sum()
         seen = {
             "codes_in_use": (~dead).sum().astype(jnp.float32),
@@ -83,6 +84,11 @@ def vq(
         return Update(params, (descending, averages), value, terms, optax.tree.norm(gradient), seen | gauges(descending))
 
     return Objective(init, update)
+
+
+def _empty(codebook: Float[Array, "codes d"]) -> Bool[Array, ""]:
+    """Whether it is still to be filled."""
+    return ~jnp.any(codebook != 0.0)
 
 
 def _assigned(inference: Inference, mask: Bool[Array, " b"], codes: int) -> tuple[jax.Array, jax.Array]:
