@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.objective.warmup_steps = 4_000
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 1_000
-    config.training.steps = 40_000
+    config.training.steps = 30_000
     config.training.checkpoint_every = 5_000
     config.training.log_every = 500
     return config

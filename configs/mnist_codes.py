@@ -30,8 +30,8 @@ def get_config() -> ConfigDict:
     config.transfer.source = "runs/mnist_vq"
     config.transfer.freeze = ("encoder", "decoder", "log_scale", "codebook")
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.warmup_steps = 200
-    config.training.steps = 4_000
+    config.optimizer.warmup_steps = 100
+    config.training.steps = 2_000
     config.training.checkpoint_every = 1_000
     config.training.log_every = 200
     return config

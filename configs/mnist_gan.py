@@ -19,8 +19,8 @@ def get_config() -> ConfigDict:
     config.data.name = "tfds:mnist"
     config.data.validation_fraction = 1 / 60
     config.objective.name = "vae_gan"
-    config.objective.adversarial_start = 1_000
-    config.training.steps = 6_000
-    config.training.checkpoint_every = 2_000
+    config.objective.adversarial_start = 500
+    config.training.steps = 3_000
+    config.training.checkpoint_every = 1_000
     config.training.log_every = 200
     return config

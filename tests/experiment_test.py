@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaejax import checkpoints, evaluation, experiment, journal, runs, training
+from vaejax import checkpoints, evaluation, experiment, journal, objectives, runs, training
 from vaejax.config import from_dict
 from vaejax.datasets import Split
 from vaejax.errors import CheckpointError, Terminated, TrainingError
@@ -95,7 +95,7 @@ def test_an_image_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, 
 
 @pytest.mark.parametrize("term", ["distortion", "rate"])
 def test_a_term_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, monkeypatch, term):
-    build = experiment.objectives.elbo
+    build = objectives.build
 
     def poisoned(*arguments) -> Objective:
         objective = build(*arguments)
@@ -107,7 +107,7 @@ def test_a_term_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, mo
 
         return objective._replace(update=update)
 
-    monkeypatch.setattr(experiment.objectives, "elbo", poisoned)
+    monkeypatch.setattr(objectives, "build", poisoned)
     run = create(tmp_path, training={"checkpoint_every": 2})
     batch = next(itertools.islice(experiment.training_batches(run, 2), 1))
     named = ", ".join(str(index) for index in batch["index"] if index % 4 == 3)
@@ -118,13 +118,13 @@ def test_a_term_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, mo
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    build = experiment.objectives.elbo
+    build = objectives.build
 
     def poisoned(*arguments) -> Objective:
         objective = build(*arguments)
         return objective._replace(update=lambda *given: objective.update(*given)._replace(gradient_norm=jnp.float32(jnp.nan)))
 
-    monkeypatch.setattr(experiment.objectives, "elbo", poisoned)
+    monkeypatch.setattr(objectives, "build", poisoned)
     run = create(tmp_path)
     with pytest.raises(TrainingError, match="step 1: gradient_norm is not finite in the batch of training images"):
         train(run)
@@ -182,7 +182,7 @@ def test_the_best_of_an_earlier_life_counts(tmp_path, monkeypatch):
 def test_the_averaged_weights_are_restored_or_the_last_ones_where_there_is_no_average(tmp_path, decay):
     run = create(tmp_path, training={"ema_decay": decay})
     train(run)
-    abstract = training.abstract(run.model, experiment._objective(run))
+    abstract = training.abstract(run.model, training.objective_of(run.model, run.config))
     state = checkpoints.restore(run.checkpoints, run.fingerprint, abstract).state
     expected, other = (state.ema, state.params) if decay else (state.params, None)
     found = experiment.restore(run).params

@@ -377,3 +377,22 @@ def test_a_condition_must_be_told_where_it_is_wanted_and_nowhere_else(family):
     model, params = built(family, SHAPE, 3)
     with pytest.raises(ValueError, match="expected labels, 0 to 2"):
         model.infer(params, images(), keys(range(4)))
+
+
+def test_a_conditional_mixture_has_weights_of_its_own_for_every_label():
+    model, params = built("mixture", SHAPE, 3)
+    weights, means, scales = mixture(params)
+    weights = special.softmax(3.0 * np.float64(params["prior"]["logits"]), axis=-1)
+    told = jnp.array([2, 0, 1, 1])
+    inference = infer(model, params, images(), keys(range(4)), 2, told)
+    z = np.float64(inference.latents)
+    density = (weights[np.asarray(told)] * stats.norm.pdf(z[..., None, :], means, scales).prod(axis=-1)).sum(axis=-1)
+    same = infer(model, params, images(), keys(range(4)), 2, jnp.eye(3)[told])
+    assert_near(same.log_ratio, inference.log_ratio)
+    other = params | {"prior": params["prior"] | {"logits": jnp.zeros((3, 3))}}
+    uniform = stats.norm.pdf(z[..., None, :], means, scales).prod(axis=-1).mean(axis=-1)
+    change = infer(model, other, images(), keys(range(4)), 2, told).log_ratio - inference.log_ratio
+    np.testing.assert_allclose(change, np.log(density) - np.log(uniform), rtol=1e-3, atol=1e-3)
+    drawn = np.asarray(jax.jit(model.prior)(params, keys(range(3000)), 0.0, jnp.full(3000, 2)))
+    counts = np.bincount(np.abs(drawn[:, None] - means).sum(axis=-1).argmin(axis=1), minlength=3)
+    assert stats.chisquare(counts, 3000 * weights[2]).pvalue > 0.001

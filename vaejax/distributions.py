@@ -70,7 +70,10 @@ def kl_to_standard_normal(posterior: DiagonalGaussian) -> Float[Array, "*b d"]:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["logits", "mean", "log_scale"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class GaussianMixture:
-    """A mixture of diagonal Gaussians over latent vectors: `logits` is `[m]`, `mean` and `log_scale` are `[m, d]`."""
+    """A mixture of diagonal Gaussians over latent vectors: `mean` and `log_scale` are `[m, d]`.
+
+    `logits` is `[m]`, or `[b, m]`, one row a vector of the batch.
+    """
 
     logits: jax.Array
     mean: jax.Array
@@ -83,17 +86,18 @@ class GaussianMixture:
         `MIXTURE_LOG_SCALE` keeps below a thousandth of a nat where it matters.
         """
         precision = jnp.exp(-2.0 * self.log_scale)
-        constant = (self.mean**2 * precision + 2.0 * self.log_scale + _LOG_2PI).sum(axis=-1)
-        constant = jax.nn.log_softmax(self.logits) - 0.5 * constant
+        constant = 0.5 * (self.mean**2 * precision + 2.0 * self.log_scale + _LOG_2PI).sum(axis=-1)
         flat = z.reshape(-1, z.shape[-1])
         product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-        of_components = product(flat, (self.mean * precision).T) - product(0.5 * flat**2, precision.T) + constant[jnp.newaxis]
-        return jax.nn.logsumexp(of_components, axis=-1).reshape(z.shape[:-1])
+        of_components = product(flat, (self.mean * precision).T) - product(0.5 * flat**2, precision.T) - constant[jnp.newaxis]
+        of_components = of_components.reshape(*z.shape[:-1], -1)
+        log_weights = jnp.broadcast_to(jax.nn.log_softmax(self.logits), of_components.shape)
+        return jax.nn.logsumexp(of_components + log_weights, axis=-1)
 
     def sample(self, keys: Key[Array, " n"], temperature: float = 1.0) -> Float[Array, "n d"]:
         """One draw a key, the standard deviation of its component scaled by `temperature`."""
-        gumbel = _per_key(lambda key: jax.random.gumbel(jax.random.fold_in(key, 0), self.logits.shape), keys)
-        chosen = jnp.argmax(self.logits[jnp.newaxis] + gumbel, axis=-1)
+        gumbel = _per_key(lambda key: jax.random.gumbel(jax.random.fold_in(key, 0), self.logits.shape[-1:]), keys)
+        chosen = jnp.argmax(jnp.broadcast_to(self.logits, gumbel.shape) + gumbel, axis=-1)
         noise = _per_key(lambda key: jax.random.normal(jax.random.fold_in(key, 1), self.mean.shape[-1:]), keys)
         return self.mean[chosen] + temperature * jnp.exp(self.log_scale[chosen]) * noise
 

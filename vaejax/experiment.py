@@ -13,7 +13,7 @@ from vaejax import batches as batching
 from vaejax import checkpoints, keys, optimizers, training, transfer
 from vaejax.batches import Batch
 from vaejax.checkpoints import Writer
-from vaejax.errors import CheckpointError, Terminated
+from vaejax.errors import CheckpointError, Terminated, VaejaxError
 from vaejax.interruption import Interruption
 from vaejax.journal import Journal
 from vaejax.models import Params
@@ -179,7 +179,11 @@ def _initial(run: Run, objective: Objective) -> TrainState:
     key = keys.stream(_key(run), "init")
     if run.config.transfer.source is None:
         return training.init(run.model, objective, key)
-    return training.init(run.model, objective, key, lambda params: transfer.take_over(run, params))
+    try:
+        return training.init(run.model, objective, key, lambda params: transfer.take_over(run, params))
+    except VaejaxError:
+        (run.directory / "config.json").unlink(missing_ok=True)  # nothing has begun: the mended command may use the folder
+        raise
 
 
 def _key(run: Run) -> jax.Array:

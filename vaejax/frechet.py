@@ -41,9 +41,14 @@ def measure(run: Run, n: int, seeds: int, names: tuple[str, ...] = ("prior",), b
         What was written.
 
     Raises:
-        DataError: the images have no labels, or are fewer than n.
+        DataError: the images have no labels, or are fewer than n, which is at least 2.
         FamilyError: a sampler that the family does not have.
     """
+    size = min(run.data.splits[split].n for split in ("train", "test"))
+    if not 2 <= n <= size:
+        raise DataError(f"--n={n}: expected 2 <= value <= {size}, the number of test images (or of training images, if fewer).")
+    for name in names:
+        samplers.check(run, name)
     trained, classifier = experiment.restore(run, best), of_images(run)
     splits = {split: _features_of_split(run.data, split, classifier.look, n) for split in ("test", "train")}
     rows: dict[str, Any] = {}
@@ -75,10 +80,7 @@ def measure(run: Run, n: int, seeds: int, names: tuple[str, ...] = ("prior",), b
 
 
 def _features_of_split(data: DataSet, split: str, look: Features, n: int) -> Float[np.ndarray, "n d"]:
-    size = data.splits[split].n
-    if n > size:
-        raise DataError(f"--n={n}: the {split} split has {size} images. Ask for at most {size}.")
-    chosen = np.linspace(0, size - 1, n).astype(int)  # evenly spaced: splits may be sorted by label
+    chosen = np.linspace(0, data.splits[split].n - 1, n).astype(int)  # evenly spaced: splits may be sorted by label
     parts = [
         look(batching.of_rows(data.splits[split], data.white, chosen[start : start + ROWS], None)["image"])[1]
         for start in range(0, n, ROWS)

@@ -6,7 +6,7 @@ from jaxtyping import Float
 
 from vaejax import experiment, keys
 from vaejax.applications.generation import Sampler, fit_mixture, sampler_of
-from vaejax.errors import FamilyError
+from vaejax.errors import DataError, FamilyError
 from vaejax.models import Params, condition_of
 from vaejax.progress import console
 from vaejax.runs import Run
@@ -17,23 +17,37 @@ SAMPLERS = ("prior", "mixture")
 COMPONENTS = 10
 """Gaussians in a fitted mixture, unless asked otherwise."""
 
-MOST = 60_000
-"""Training images that a mixture is fitted to, at most; beyond it, the first."""
+ENOUGH = 60_000
+"""Training images after which no further batch is drawn for a mixture."""
+
+
+def check(run: Run, name: str, components: int = COMPONENTS) -> None:
+    """Raises where a run has no such sampler: FamilyError for its family, DataError for too few images."""
+    if name == "prior":
+        return
+    if not run.model.vector or run.model.classes:
+        reason = f"the latents of model.family={run.config.model.family!r} are several arrays"
+        raise FamilyError(
+            f"--sampler={name}: a mixture is fitted to one vector an image, and knows no label; "
+            f"{reason if not run.model.vector else 'the run is conditional'}. Choose --sampler=prior."
+        )
+    if run.data.splits["train"].n < components:
+        raise DataError(
+            f"--sampler={name}: {components} Gaussians are fitted to the training images, and there are "
+            f"{run.data.splits['train'].n}. Choose --sampler=prior."
+        )
 
 
 def build(run: Run, params: Params, name: str, components: int = COMPONENTS) -> Sampler | None:
     """The sampler of a name; None stands for the model's own prior.
 
     Raises:
-        FamilyError: a mixture is asked for, and the latents are not one vector of reals.
+        FamilyError: a mixture is asked for, and the latents are not one vector of reals, or depend on a label.
+        DataError: fewer training images than components.
     """
+    check(run, name, components)
     if name == "prior":
         return None
-    if not run.model.vector:
-        raise FamilyError(
-            f"--sampler={name}: a mixture is fitted to one vector an image, and model.family="
-            f"{run.config.model.family!r} has several arrays. Choose --sampler=prior."
-        )
     latents = posterior_draws(run, params)
     console.print(f"fitting {components} Gaussians to the posterior of {len(latents)} training images")
     return sampler_of(fit_mixture(latents, components))
@@ -47,6 +61,6 @@ def posterior_draws(run: Run, params: Params) -> Float[np.ndarray, "n d"]:
     for batch in experiment.evaluation_batches(run, "train", rows):
         drawn = infer(batch["image"], batch["index"], condition_of(run.model, batch))[0]
         found.append(np.asarray(drawn)[batch["mask"]])
-        if len(found) * rows >= MOST:
+        if len(found) * rows >= ENOUGH:
             break
     return np.concatenate(found)

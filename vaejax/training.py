@@ -102,7 +102,7 @@ def train_step(objective: Objective, ema_decay: float) -> TrainStep:
         key = jax.random.fold_in(key, state.step)
         update = objective.update(state.params, state.objective, batch, key, state.step)
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, update.params)
+        ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), state.ema, update.params)
         report = Report(update.loss, update.terms, update.gradient_norm, update.gauges)
         return TrainState(state.step + 1, update.params, ema, update.state), report
 

@@ -42,6 +42,8 @@ def _restore(source: Outline) -> Restored:
     restored = checkpoints.restore(source.checkpoints, source.fingerprint, abstract)
     if restored is None:
         raise TrainingError(f"transfer.source={source.directory}: no checkpoint yet. Train that run first.")
+    for note in restored.notes:
+        console.print(f"damaged checkpoint: {note}")
     return restored
 
 
@@ -58,21 +60,26 @@ def _merged(
         )
     merged, fresh, different = dict(ours), [], []
     for part in parts:
-        there = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(theirs[part])}
-
-        def taken(path: Any, leaf: jax.Array, part: str = part, there: dict[str, Any] = there) -> jax.Array:
-            found, name = there.get(jax.tree_util.keystr(path)), part + jax.tree_util.keystr(path)
-            if found is not None and found.shape == leaf.shape:
-                return jax.device_put(found, leaf.sharding)
-            fresh.append(name)
-            different.append(f"{name}: {None if found is None else found.shape} there, {leaf.shape} here")
-            return leaf
-
-        merged[part] = jax.tree_util.tree_map_with_path(taken, ours[part])
+        there, (here, arranged) = dict(_named(theirs[part])), jax.tree_util.tree_flatten_with_path(ours[part])
+        leaves = []
+        for path, leaf in here:
+            name = jax.tree_util.keystr(path)
+            found = there.pop(name, None)
+            fits = found is not None and found.shape == leaf.shape
+            leaves.append(jax.device_put(found, leaf.sharding) if fits else leaf)
+            if not fits:
+                fresh.append(part + name)
+                different.append(f"{part}{name}: {None if found is None else found.shape} there, {leaf.shape} here")
+        different += [f"{part}{name}: {leaf.shape} there, None here" for name, leaf in there.items()]
+        merged[part] = jax.tree_util.tree_unflatten(arranged, leaves)
     frozen = [name for name in fresh if name.startswith(config.freeze)]
-    if fresh and (config.mismatch == "stop" or frozen):
+    if different and (config.mismatch == "stop" or frozen):
         raise TrainingError(_mismatch(different, frozen, source, run))
     return merged, fresh
+
+
+def _named(part: Params) -> list[tuple[str, jax.Array]]:
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(part)]
 
 
 def _mismatch(different: list[str], frozen: list[str], source: Outline, run: Run) -> str:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from vaejax import distributions as dist
 from vaejax.config import ModelConfig
-from vaejax.models.model import PRIOR, Params
+from vaejax.models.model import PRIOR, Condition, Params, weights_of
 
 HASTE = 3.0
 """A mixture's parameters are stored divided by this, so that Adam, whose steps know no scale, moves them so much faster: its
@@ -28,10 +28,10 @@ class Density(Protocol):
 
 
 class Prior(NamedTuple):
-    """init(key) -> the prior's own parameters, {} where there is nothing to learn; density(params) -> p(z)."""
+    """init(key) -> the prior's own parameters, {} where nothing is learned; density(params, condition) -> p(z|condition)."""
 
     init: Callable[[Key[Array, ""]], dict[str, Any]]
-    density: Callable[[Params], Density]
+    density: Callable[[Params, Condition], Density]
     closed_kl: bool
     """Whether the rate of a Gaussian posterior has a closed form."""
 
@@ -39,27 +39,33 @@ class Prior(NamedTuple):
 def build(
     config: ModelConfig,
     image_shape: tuple[int, ...],
+    classes: int | None,
     posterior: Callable[[Params, Float[Array, "n ..."]], dist.DiagonalGaussian],
 ) -> Prior:
     """The prior that `config.prior` names; `posterior` is that of images, for the VampPrior."""
     if config.prior == "mixture":
-        return _mixture(config)
+        return _mixture(config, classes)
     if config.prior == "vamp":
         return _vamp(config, image_shape, posterior)
-    return Prior(lambda key: {}, lambda params: dist.standard_normal(config.latent_size), closed_kl=True)
+    return Prior(lambda key: {}, lambda params, condition: dist.standard_normal(config.latent_size), closed_kl=True)
 
 
-def _mixture(config: ModelConfig) -> Prior:
-    """Weights, means and scales of `prior_components` Gaussians, all learned."""
+def _mixture(config: ModelConfig, classes: int | None) -> Prior:
+    """Weights, means and scales of `prior_components` Gaussians, all learned; each of `classes` has weights of its own.
+
+    Without them a model that is told the label would spend latents on it, and be asked for labels that its latents deny.
+    """
     shape = (config.prior_components, config.latent_size)
 
     def init(key: Key[Array, ""]) -> dict[str, Any]:
         mean = jax.random.normal(key, shape) / HASTE
-        return {PRIOR: {"logits": jnp.zeros(shape[0]), "mean": mean, "log_scale": jnp.zeros(shape)}}
+        logits = jnp.zeros((classes, shape[0]) if classes else shape[0])
+        return {PRIOR: {"logits": logits, "mean": mean, "log_scale": jnp.zeros(shape)}}
 
-    def density(params: Params) -> Density:
+    def density(params: Params, condition: Condition) -> Density:
         own = jax.tree.map(lambda leaf: HASTE * leaf, params[PRIOR])
-        return dist.GaussianMixture(own["logits"], own["mean"], dist.soft_bound(own["log_scale"], *dist.MIXTURE_LOG_SCALE))
+        logits = weights_of(condition, classes) @ own["logits"] if classes else own["logits"]
+        return dist.GaussianMixture(logits, own["mean"], dist.soft_bound(own["log_scale"], *dist.MIXTURE_LOG_SCALE))
 
     return Prior(init, density, closed_kl=False)
 
@@ -78,7 +84,8 @@ def _vamp(
         noise = jax.random.normal(key, (config.prior_components, math.prod(image_shape)))
         return {PRIOR: {"images": noise}}
 
-    def density(params: Params) -> Density:
+    def density(params: Params, condition: Condition) -> Density:
+        del condition  # a conditional model has another prior
         images = jax.nn.sigmoid(params[PRIOR]["images"]).reshape(-1, *image_shape)
         q = posterior(params, images)
         return dist.GaussianMixture(jnp.zeros(len(images)), q.mean, jnp.maximum(q.log_scale, dist.MIXTURE_LOG_SCALE[0]))

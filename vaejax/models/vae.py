@@ -32,7 +32,7 @@ def vae(config: ModelConfig, image_shape: tuple[int, int, int], classes: int | N
     are `{"encoder": ..., "decoder": ...}`, with `"prior"` and the likelihood's `"log_scale"` beside them where learned.
 
     With `classes` (Sohn et al. 2015) the label goes to the encoder as a learned picture, one more channel of the image, and
-    to the decoder beside the latents; the prior is the same for all labels.
+    to the decoder beside the latents; N(0, I) is the prior of all labels, and a mixture has weights for each.
     """
     size, channels, flows = config.latent_size, image_shape[-1], config.posterior == "iaf"
     encoder = networks.encoder(config, 2 * size + (config.flow_width if flows else 0))
@@ -94,14 +94,14 @@ def vae(config: ModelConfig, image_shape: tuple[int, int, int], classes: int | N
         drawn = q.sample(of_samples(keys, numbers_of(samples)))
         latents, log_determinant = flowed(params, drawn, context)
         density = jax.lax.stop_gradient(q) if stop_posterior_gradient else q
-        log_ratio = density.log_prob(drawn) - log_determinant - prior.density(params).log_prob(latents)
+        log_ratio = density.log_prob(drawn) - log_determinant - prior.density(params, condition).log_prob(latents)
         closed = prior.closed_kl and not flows
         kl = dist.kl_to_standard_normal(q).sum(axis=-1) if closed else log_ratio.mean(axis=0)
         return Inference(latents, log_ratio, (kl,), flowed(params, q.mean, context)[0], decode(params, latents, condition))
 
     def draw(params: Params, keys: Key[Array, " n"], temperature: float = 1.0, condition: Condition = None) -> Latents:
         check_condition(condition, classes)
-        return prior.density(params).sample(keys, temperature)
+        return prior.density(params, condition).sample(keys, temperature)
 
-    prior = priors.build(config, image_shape, lambda params, images: base(params, images)[0])
+    prior = priors.build(config, image_shape, classes, lambda params, images: base(params, images)[0])
     return Model(init, infer, decode, draw, image_shape, likelihoods.levels(config), classes, vector=size)
