@@ -1,7 +1,5 @@
 """Batches: the evaluation pass, the grid of grey levels, and Bernoulli draws that follow (key, step, index)."""
 
-import itertools
-
 import jax
 import numpy as np
 import pytest
@@ -111,23 +109,3 @@ def test_binarized_leaves_the_other_fields_alone():
     batch = {**grey([4, 9]), "label": np.int32([1, 2])}
     (drawn,) = batches.binarized([batch], jax.random.key(0))
     assert all(drawn[name] is batch[name] for name in ("mask", "index", "label"))
-
-
-def test_batches_made_ahead_are_the_same_in_the_same_order_and_an_error_comes_in_its_place():
-    def made():
-        yield from ({"index": np.arange(i)} for i in range(3))
-        raise OSError("the third is gone")
-
-    batches_ahead, seen = batches.ahead(made()), []
-    with pytest.raises(OSError, match="the third is gone"):
-        seen.extend(len(batch["index"]) for batch in batches_ahead)
-    assert seen == [0, 1, 2]
-    assert [batch["index"] for batch in batches.ahead(iter([{"index": 7}]))] == [7]
-
-
-def test_closing_what_is_made_ahead_closes_nothing_else_and_ends():
-    endless = ({"index": i} for i in itertools.count())
-    stream = batches.ahead(endless)
-    assert [next(stream)["index"] for _ in range(3)] == [0, 1, 2]
-    stream.close()
-    assert next(endless)["index"] == 4  # one was under way

@@ -5,7 +5,6 @@ known. `index` is the example's stable number in its split. Nothing here needs T
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -71,15 +70,6 @@ def binarized(batches: Iterable[Batch], key: Key[Array, ""], first_step: int | N
     for count, batch in enumerate(batches):
         step = None if first_step is None else first_step + count
         yield {**batch, "image": _bernoulli(key, step, batch["image"], batch["index"])}
-
-
-def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, each made by a thread of its own while the one before is used."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
-        coming = thread.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = thread.submit(next, batches, None)
-            yield batch
 
 
 @jax.jit

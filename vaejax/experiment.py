@@ -79,7 +79,7 @@ def training_batches(run: Run, first_step: int) -> Iterator[Batch]:
         split, run.data.white, config.data.batch_size, config.augment, grid(run), config.seed, first_step
     )
     if config.data.binarization == "dynamic":
-        return batching.ahead(batching.binarized(grey, keys.stream(_key(run), "binarization"), first_step))
+        return batching.binarized(grey, keys.stream(_key(run), "binarization"), first_step)
     return _fixed(run, grey, "train", draw=0)
 
 

@@ -1,6 +1,9 @@
 """Training batches by tf.data: an endless stream that is a function of (seed, step) and starts at any step at once."""
 
 import atexit
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,7 +18,7 @@ from vaejax.errors import DataError
 # TensorFlow prepares images on the CPU; the accelerators' memory is JAX's.
 tf.config.set_visible_devices([], "GPU")
 
-PARALLEL_BATCHES = 2  # enough to hide reading behind interpolating; more would take cores from the training step
+PARALLEL_BATCHES = max((os.cpu_count() or 1) // 2, 1)  # more would take cores from the training step
 READY_BATCHES = 4
 
 
@@ -111,13 +114,26 @@ def _stream(batches: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
         reading.clear()
 
 
+def _step_aside() -> None:
+    """Lets the training step go first, where a thread can be told so (Linux).
+
+    A step on a CPU waits for the slowest of its threads, and has gaps in which a batch can be made.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
 def _reader(split: Split) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """`split.read` as a TensorFlow function: what it returns for one image tells the names, types and shapes."""
     example = split.read(np.zeros(1, np.int64))
     types = [tf.as_dtype(column.dtype) for column in example.values()]
 
+    def rows_of(rows: np.ndarray) -> list[np.ndarray]:
+        _step_aside()  # on the thread that makes the batch
+        return list(split.read(rows).values())
+
     def read(index: Int64[tf.Tensor, "B"]) -> dict[str, tf.Tensor]:
-        columns = tf.numpy_function(lambda rows: list(split.read(rows).values()), [index], types, stateful=False)
+        columns = tf.numpy_function(rows_of, [index], types, stateful=False)
         for column, one in zip(columns, example.values(), strict=True):
             column.set_shape([index.shape[0], *one.shape[1:]])
         return dict(zip(example, columns, strict=True))
