@@ -13,7 +13,7 @@ from vaejax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The quickstart's networks, wider where they are dense; a new binarisation in every step."""
+    """The quickstart's networks; a new binarisation in every step."""
     config = default_config()
     config.data.name = "tfds:mnist"
     config.data.binarization = "dynamic"

@@ -25,12 +25,12 @@ def get_config() -> ConfigDict:
     config.model.latent_size = 4
     config.model.activation = "relu"
     config.model.likelihood = "bernoulli"
-    config.objective.warmup_steps = 2_000
+    config.objective.warmup_steps = 1_000
     config.optimizer.name = "adamax"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 200
     config.optimizer.skip_norm = 1_000.0
-    config.training.steps = 6_000
+    config.training.steps = 4_000
     config.training.checkpoint_every = 1_000
     config.training.log_every = 200
     return config

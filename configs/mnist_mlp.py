@@ -1,9 +1,9 @@
-"""Binarised MNIST with one stochastic layer: the network and the setting of the published likelihoods.
+"""Binarised MNIST with one latent vector, dense networks, and a learned mixture of Gaussians as the prior.
 
     python train.py --config=configs/mnist_mlp.py --workdir=runs/mnist_mlp
     vaejax evaluate runs/mnist_mlp --samples=5000
 
-Eleven minutes on two free CPU cores; expected on the test split: ELBO -89.7 nats, NLL 86.2 with k = 1000.
+Nine minutes on two free CPU cores; expected on the test split: ELBO -86.5 nats, NLL 83.6 with k = 100, 83.1 with k = 5000.
 TFDS downloads the images; where the IDX files are at hand, add --config.data.name=idx --config.data.path=FOLDER.
 """
 

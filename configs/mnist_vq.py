@@ -12,7 +12,7 @@ from vaejax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """A residual network of two halvings; all codes are alike to its prior."""
+    """A convolutional network of two halvings; all codes are alike to its prior."""
     config = default_config()
     config.data.name = "tfds:mnist"
     config.data.validation_fraction = 1 / 60

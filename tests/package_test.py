@@ -121,7 +121,7 @@ PUBLIC = dict(_public())
 
 
 def test_public_names_are_walked():
-    assert {"vaejax.models.build", "vaejax.journal.Journal.write", "vaejax.datasets.load"} <= PUBLIC.keys()
+    assert {"vaejax.models.families.build", "vaejax.journal.Journal.write", "vaejax.datasets.load"} <= PUBLIC.keys()
     assert len(PUBLIC) > 100
 
 

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -55,11 +56,12 @@ def of_images(run: Run) -> Classifier:
             "of a classifier. Use labelled images (class folders)."
         )
     network = networks.Classifier(len(names))
-    file = _kept(run)
     template = jax.eval_shape(lambda key: networks.init(network, key, run.model.image_shape), jax.random.key(0))
-    params = _read(file, template) if file.exists() else _train(run.data, network)
-    content = _bytes(params)
-    if not file.exists():
+    file = _kept(run, template)
+    params = _read(file, template)
+    if params is None:
+        params = _train(run.data, network)
+        content = _bytes(params)
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.parent / f"{file.name}.tmp"
         temporary.write_bytes(content)
@@ -99,9 +101,10 @@ def _train(data: DataSet, network: networks.Network) -> Params:
     return params
 
 
-def _kept(run: Run) -> epath.Path:
-    """Where the classifier of a run's images is kept."""
-    source = f"{run.data.fingerprint} {STEPS} {BATCH} {networks.Classifier.__doc__}"
+def _kept(run: Run, template: Params) -> epath.Path:
+    """Where the classifier of a run's images is kept, by all that it depends on."""
+    shapes = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(template)}
+    source = f"{run.data.fingerprint} {STEPS} {BATCH} {sorted(shapes.items())}"
     return runs.cache_of(run.directory, run.config) / f"classifier-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npz"
 
 
@@ -112,6 +115,10 @@ def _bytes(params: Params) -> bytes:
     return buffer.getvalue()
 
 
-def _read(file: epath.Path, template: Params) -> Params:
-    with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
-        return jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(arrays[jax.tree_util.keystr(path)]), template)
+def _read(file: epath.Path, template: Params) -> Params | None:
+    """What was kept; None where nothing was, or where it is damaged."""
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+            return jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(arrays[jax.tree_util.keystr(path)]), template)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None

@@ -66,7 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     sample = _run_verb(verbs, "sample", _sample, "draw images from the prior", "vaejax sample runs/quickstart --n=100 --seed=1")
     sample.add_argument("--n", type=_positive, default=100, help="images; default: %(default)s")
     sample.add_argument(
-        "--temperature", type=_temperature, default=1.0, help="scale of the prior's standard deviation; default: 1"
+        "--temperature",
+        type=_temperature,
+        default=1.0,
+        help="scale of the spread of what is drawn; of codes, what their logits are divided by; default: 1",
     )
 
     sample.add_argument(
@@ -186,7 +189,7 @@ def _frechet(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     names = ("prior", "mixture") if arguments.sampler == "both" else (arguments.sampler,)
     result = frechet.measure(runs.load(arguments.directory), arguments.n, arguments.seeds, names, arguments.best)
     accuracy = f"the classifier has {100 * result['classifier']['accuracy']:.1f} % of the test images right"
-    print(f"as many training images: {result['floor']:.4g} ({accuracy})")
+    print(f"Frechet distances, squared feature units. As many training images: {result['floor']:.4g} ({accuracy})")
     for name in names:
         agreeing = result["agreement"].get(name)
         told = f"; {100 * agreeing['mean']:.2f} % have the label asked for" if agreeing else ""

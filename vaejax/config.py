@@ -89,7 +89,10 @@ class ModelConfig(Section):
         16, "latent dimensions; hierarchical: at each place of a level; vq: of the vector of a code", low=1, high=65_536
     )
     hidden: tuple[int, ...] = declare(
-        (256,), "mlp, cnn, resnet: widths of the dense hidden layers, from the image inwards", low=1, high=65_536
+        (256,),
+        "one latent vector; mlp, cnn, resnet: widths of the dense hidden layers, from the image inwards",
+        low=1,
+        high=65_536,
     )
     features: tuple[int, ...] = declare(
         (32, 64), "cnn, resnet: channels after each halving of the image, from the image inwards", low=1, high=8_192
@@ -120,7 +123,7 @@ class ModelConfig(Section):
         "vq: p(codes): all alike, or learned, by a transformer of the given width, depth and heads",
         choices=("uniform", "transformer"),
     )
-    conditional: bool = declare(False, "tell encoder and decoder the label, so that images can be made by label")
+    conditional: bool = declare(False, "tell the model the label, so that images can be made by label; of vq, the prior")
     activation: str = declare("silu", "nonlinearity between layers", choices=ACTIVATIONS)
     norm: str = declare(
         "none",
@@ -171,6 +174,11 @@ class ModelConfig(Section):
                     f"model.{name}={value!r}: is of model.family={family!r}, and it is {self.family!r}. "
                     f"Choose model.{name}={default!r}."
                 )
+        if self.posterior == "iaf" and self.prior == "vamp":
+            raise ConfigError(
+                "model.prior='vamp' contradicts model.posterior='iaf': a mixture of flows has no density at hand. "
+                "Choose model.prior='mixture', or model.posterior='gaussian'."
+            )
         if self.conditional and self.prior == "vamp":
             raise ConfigError(
                 "model.prior='vamp' contradicts model.conditional: its learned images have no label. "
@@ -262,7 +270,7 @@ class OptimizerConfig(Section):
     weight_decay: float = declare(0.0, "decoupled weight decay (adamw, lion)", low=0.0, high=1.0)
     clip_norm: float = declare(100.0, "largest norm of the gradient; 0: no clipping", low=0.0, high=1e9)
     skip_norm: float = declare(
-        0.0, "a step whose gradient has a larger norm changes nothing, and is counted; 0: none is", low=0.0, high=1e9
+        0.0, "a step whose gradient has a larger norm moves no weight, and is counted; 0: none is skipped", low=0.0, high=1e9
     )
 
 
@@ -407,11 +415,16 @@ class Config(Section):
                 f"transfer.freeze={frozen!r}: objective.name='vq' moves the codebook. Choose objective.name='elbo' to train "
                 "the prior over the codes alone, or leave the codebook out."
             )
+        if objective.name == "vae_gan" and "decoder" in frozen:
+            raise ConfigError(
+                f"transfer.freeze={frozen!r}: objective.name='vae_gan' trains the decoder against a discriminator. "
+                "Leave the decoder out, or choose objective.name='elbo'."
+            )
         stay = {"encoder", "decoder", "codebook"}
-        if model.family == "vq" and objective.name != "vq" and not stay <= set(frozen):
+        if model.family == "vq" and objective.name != "vq" and not (stay <= set(frozen) and model.code_prior == "transformer"):
             raise ConfigError(
                 f"objective.name={objective.name!r}: only 'vq' trains a codebook. Choose objective.name='vq'; or, to train the "
-                "prior over the codes of another run alone, transfer.source and "
+                "prior over the codes of another run alone, model.code_prior='transformer', transfer.source and "
                 "transfer.freeze=('encoder', 'decoder', 'log_scale', 'codebook')."
             )
 

@@ -68,7 +68,8 @@ def evaluate(
         CheckpointError: nothing to evaluate.
     """
     settings = run.config.evaluation
-    samples, draw = samples or settings.samples, settings.draw if draw is None else draw
+    samples = (samples or settings.samples) if run.model.random else 1
+    draw = settings.draw if draw is None else draw
     trained = experiment.restore(run, best)
     with training.explain_out_of_memory("evaluation.batch_size", settings.batch_size):
         values = per_example(run, trained.params, split, samples, draw)
@@ -102,8 +103,9 @@ def per_example(run: Run, params: Params, split: str, samples: int, draw: int) -
             parts = []
             for start in range(0, samples, chunk):
                 numbers = jnp.arange(start, min(start + chunk, samples))
-                parts.append(sampled(params, placed["image"], keys.of_examples(key, placed["index"]), numbers, condition))
-            values |= _merged(parts, samples)
+                drawn = sampled(params, placed["image"], keys.of_examples(key, placed["index"]), numbers, condition)
+                parts.append((len(numbers), drawn))
+            values |= _merged(parts)
             for name, value in values.items():
                 collected.setdefault(name, []).append(np.asarray(value)[batch["mask"]])
             show(min((count + 1) * rows, split_size), "")
@@ -122,7 +124,7 @@ class Sampled(NamedTuple):
     distortion: Float[Array, " b"]
     """Summed over the samples."""
     rate: Float[Array, " b"]
-    """KL, summed over the samples."""
+    """KL, a mean over the samples."""
 
 
 def _sampled(
@@ -136,15 +138,15 @@ def _sampled(
     inference = model.infer(params, images, example_keys, numbers, condition)
     log_likelihood = dist.log_prob(inference.likelihood, images)
     log_weight = jax.nn.logsumexp(log_likelihood - inference.log_ratio, axis=0)
-    rate = len(numbers) * jnp.stack(inference.kl).sum(axis=0)
-    return Sampled(log_weight, -log_likelihood.sum(axis=0), rate)
+    return Sampled(log_weight, -log_likelihood.sum(axis=0), jnp.stack(inference.kl).sum(axis=0))
 
 
-def _merged(parts: list[Sampled], samples: int) -> dict[str, Float[np.ndarray, " b"]]:
+def _merged(parts: list[tuple[int, Sampled]]) -> dict[str, Float[np.ndarray, " b"]]:
     """Chunks to the evidence bound and the importance-sampled likelihood (Burda et al. 2016, eq. 8), in float64."""
-    log_weights = np.stack([np.asarray(part.log_weight, np.float64) for part in parts])
-    distortion = np.sum([np.asarray(part.distortion, np.float64) for part in parts], axis=0) / samples
-    rate = np.sum([np.asarray(part.rate, np.float64) for part in parts], axis=0) / samples
+    samples = sum(count for count, _ in parts)
+    log_weights = np.stack([np.asarray(part.log_weight, np.float64) for _, part in parts])
+    distortion = np.sum([np.asarray(part.distortion, np.float64) for _, part in parts], axis=0) / samples
+    rate = np.sum([count * np.asarray(part.rate, np.float64) for count, part in parts], axis=0) / samples
     nll = math.log(samples) - np.logaddexp.reduce(log_weights, axis=0)
     return {"elbo": -distortion - rate, "distortion": distortion, "rate": rate, "nll": nll}
 

@@ -136,9 +136,8 @@ def _loop(
                 means = {name: float(np.mean([values[name] for values in read])) for name in read[0]}
                 means |= {name: read[-1][name] for name in report.gauges}
                 speed = len(read) * batch_size / (time.perf_counter() - since)
-                journal.write(
-                    number, "train", means | {"learning_rate": float(learning_rate(number)), "images_per_second": speed}
-                )
+                rate = float(learning_rate(number - int(means.get("skipped", 0))))  # skipped steps do not count in the schedule
+                journal.write(number, "train", means | {"learning_rate": rate, "images_per_second": speed})
                 words = " ".join(f"{name} {means[name]:.1f}" for name in ("loss", "rate", "distortion", *report.gauges))
                 show(number, f"{speed:.0f} images/s {words}")
                 read, since = [], time.perf_counter()
@@ -182,7 +181,8 @@ def _initial(run: Run, objective: Objective) -> TrainState:
     try:
         return training.init(run.model, objective, key, lambda params: transfer.take_over(run, params))
     except VaejaxError:
-        (run.directory / "config.json").unlink(missing_ok=True)  # nothing has begun: the mended command may use the folder
+        for name in ("config.json", "data.json"):  # nothing has begun: the mended command may use the folder
+            (run.directory / name).unlink(missing_ok=True)
         raise
 
 

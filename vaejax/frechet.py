@@ -1,14 +1,16 @@
 """How like real images the samples are: Frechet distances on the features of a classifier trained on the same images.
 
-    {"n", "seeds", "classifier": {"accuracy", "fingerprint"}, "floor": {...},
+    {"n", "seeds", "step", "classifier": {"accuracy", "fingerprint"}, "floor": the distance,
      "samplers": {name: {"mean", "sem", "n", "unit", "values", ...}}, "agreement": {name: {...}}}
 
 Every row compares as many samples as there are real test images in it, by the same features, with the same seeds, so that
-rows of runs on the same images can be compared; the floor is what as many training images have. Samples are expected images,
-and real images the grey ones, also where a model is about binarised images.
+rows of runs on the same images can be compared; the floor is what as many training images have. A conditional model is asked
+for the labels of those test images. Samples are expected images, and real images the grey ones, also where a model is about
+binarised images.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,15 +52,18 @@ def measure(run: Run, n: int, seeds: int, names: tuple[str, ...] = ("prior",), b
     for name in names:
         samplers.check(run, name)
     trained, classifier = experiment.restore(run, best), of_images(run)
-    splits = {split: _features_of_split(run.data, split, classifier.look, n) for split in ("test", "train")}
+    chosen = {split: _chosen(run.data, split, n) for split in ("test", "train")}
+    splits = {split: _features_of_rows(run.data, split, rows, classifier.look) for split, rows in chosen.items()}
+    labels = np.asarray(run.data.splits["test"].read(chosen["test"])["label"]) if run.model.classes else None
     rows: dict[str, Any] = {}
     agreement: dict[str, Any] = {}
     for name in names:
-        sampler = samplers.build(run, trained.params, name)
+        make = jax.jit(functools.partial(_made, run, samplers.build(run, trained.params, name)), static_argnums=2)
         distances, agreeing = [], []
         with bar(f"{name}: samples", seeds * n) as show:
             for seed in range(seeds):
-                made, predicted, labels = _features_of_samples(run, trained.params, sampler, classifier.look, n, seed)
+                key = keys.stream(jax.random.key(seed), "samples")
+                made, predicted = _features_of_samples(functools.partial(make, trained.params, key), classifier.look, n, labels)
                 distances.append(metrics.frechet(made, splits["test"]))
                 if labels is not None:
                     agreeing.append(float(np.mean(predicted == labels)))
@@ -79,30 +84,30 @@ def measure(run: Run, n: int, seeds: int, names: tuple[str, ...] = ("prior",), b
     return result
 
 
-def _features_of_split(data: DataSet, split: str, look: Features, n: int) -> Float[np.ndarray, "n d"]:
-    chosen = np.linspace(0, data.splits[split].n - 1, n).astype(int)  # evenly spaced: splits may be sorted by label
+def _chosen(data: DataSet, split: str, n: int) -> Int[np.ndarray, " n"]:
+    """Rows of a split, evenly spaced: it may be sorted by label."""
+    return np.linspace(0, data.splits[split].n - 1, n).astype(int)
+
+
+def _features_of_rows(data: DataSet, split: str, rows: Int[np.ndarray, " n"], look: Features) -> Float[np.ndarray, "n d"]:
     parts = [
-        look(batching.of_rows(data.splits[split], data.white, chosen[start : start + ROWS], None)["image"])[1]
-        for start in range(0, n, ROWS)
+        look(batching.of_rows(data.splits[split], data.white, rows[start : start + ROWS], None)["image"])[1]
+        for start in range(0, len(rows), ROWS)
     ]
     return np.concatenate([np.asarray(part) for part in parts])
 
 
 def _features_of_samples(
-    run: Run, params: Params, sampler: Sampler | None, look: Features, n: int, seed: int
-) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"], Int[np.ndarray, " n"] | None]:
-    """Features of n samples, the classes seen in them, and the labels asked for, each in turn."""
-    key = keys.stream(jax.random.key(seed), "samples")
-    labels = np.arange(n) % run.model.classes if run.model.classes else None
-    make = jax.jit(functools.partial(_made, run, sampler), static_argnums=2)
+    make: Callable[..., Float[Array, "b ..."]], look: Features, n: int, labels: Int[np.ndarray, " n"] | None
+) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
+    """Features of n samples, and the classes seen in them; `labels` are those asked for, of a conditional model."""
     found, seen = [], []
     for start in range(0, n, ROWS):
         rows = min(ROWS, n - start)
-        told = None if labels is None else jnp.asarray(labels[start : start + rows])
-        logits, features = look(make(params, key, rows, start, told))
+        logits, features = look(make(rows, start, None if labels is None else jnp.asarray(labels[start : start + rows])))
         found.append(np.asarray(features))
         seen.append(np.asarray(logits).argmax(axis=-1))
-    return np.concatenate(found), np.concatenate(seen), labels
+    return np.concatenate(found), np.concatenate(seen)
 
 
 def _made(

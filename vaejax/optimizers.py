@@ -52,7 +52,7 @@ def skipping(inner: optax.GradientTransformation, largest: float) -> optax.Gradi
         return Skipping(jnp.int32(0), inner.init(params))
 
     def update(gradient: PyTree, state: Skipping, params: PyTree = None) -> tuple[PyTree, Skipping]:
-        skip = ~(optax.tree.norm(gradient) <= largest)  # NaN, too
+        skip = optax.tree.norm(gradient) > largest
         change, moved = inner.update(gradient, state.inner, params)
         change = jax.tree.map(lambda leaf: jnp.where(skip, jnp.zeros_like(leaf), leaf), change)
         stayed = jax.tree.map(lambda old, new: jnp.where(skip, old, new), state.inner, moved)

@@ -36,6 +36,11 @@ MAP_POINTS = 2_000
 _COMMON = ("step", "split", "loss", "distortion", "rate", "gradient_norm", "learning_rate", "images_per_second")
 """What every training writes into its journal."""
 
+_CURVES = (
+    "Nats per image. Loss: in training what is minimised, but for an adversarial term; in validation the negative bound. "
+    "Distortion and rate are the two terms of the ELBO."
+)
+
 _PACKAGES = ("vaejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "dm-pix", "numpy")
 
 
@@ -107,7 +112,7 @@ def _pictures(run: Run, params: Any) -> list[dict[str, str]]:
     samples = draw_samples(run.model, params, 0, 50, 1.0, labels).reshape(5, 10, *run.model.image_shape)
     augmented, originals = _augmented(run)
     drawn: list[tuple[str, str, Image.Image | Figure]] = [
-        ("Training", "What is minimised, and the two terms of the ELBO, nats per image.", _curves(run)),
+        ("Training", _CURVES, _curves(run)),
         *_gauges(run),
         (
             "Reconstructions",
@@ -242,9 +247,9 @@ def _latent_map(run: Run, params: Any) -> Figure:
 def _public_config(run: Run) -> str:
     """The configuration without the paths, which can carry names; `config.json` has them."""
     values = configuration.to_dict(run.config)
-    for name in ("path", "cache"):
-        if values["data"][name] is not None:
-            values["data"][name] = "(in config.json)"
+    for section, name in (("data", "path"), ("data", "cache"), ("transfer", "source")):
+        if values[section][name] is not None:
+            values[section][name] = "(in config.json)"
     return json.dumps(values, indent=2)
 
 

@@ -17,8 +17,8 @@ SAMPLERS = ("prior", "mixture")
 COMPONENTS = 10
 """Gaussians in a fitted mixture, unless asked otherwise."""
 
-ENOUGH = 60_000
-"""Training images after which no further batch is drawn for a mixture."""
+MOST = 60_000
+"""Training images that a mixture is fitted to, at most; beyond it, evenly spaced ones."""
 
 
 def check(run: Run, name: str, components: int = COMPONENTS) -> None:
@@ -26,7 +26,7 @@ def check(run: Run, name: str, components: int = COMPONENTS) -> None:
     if name == "prior":
         return
     if not run.model.vector or run.model.classes:
-        reason = f"the latents of model.family={run.config.model.family!r} are several arrays"
+        reason = f"the latents of model.family={run.config.model.family!r} are none"
         raise FamilyError(
             f"--sampler={name}: a mixture is fitted to one vector an image, and knows no label; "
             f"{reason if not run.model.vector else 'the run is conditional'}. Choose --sampler=prior."
@@ -54,13 +54,12 @@ def build(run: Run, params: Params, name: str, components: int = COMPONENTS) -> 
 
 
 def posterior_draws(run: Run, params: Params) -> Float[np.ndarray, "n d"]:
-    """One draw from the posterior of each training image."""
+    """One draw from the posterior of each training image, or of those evenly spaced."""
     key = keys.stream(jax.random.key(0), "posterior of train")
     infer = jax.jit(lambda images, index, told: run.model.infer(params, images, keys.of_examples(key, index), 1, told).latents)
-    found, rows = [], min(run.config.evaluation.batch_size, run.data.splits["train"].n)
+    size = run.data.splits["train"].n
+    found, rows, stride = [], min(run.config.evaluation.batch_size, size), -(-size // MOST)
     for batch in experiment.evaluation_batches(run, "train", rows):
         drawn = infer(batch["image"], batch["index"], condition_of(run.model, batch))[0]
-        found.append(np.asarray(drawn)[batch["mask"]])
-        if len(found) * rows >= ENOUGH:
-            break
+        found.append(np.asarray(drawn)[batch["mask"] & (batch["index"] % stride == 0)])
     return np.concatenate(found)

@@ -17,7 +17,8 @@ from vaejax.runs import Outline, Run
 def take_over(run: Run, ours: Params) -> Params:
     """The initial weights `ours`, with the parts that `transfer.parts` names from the newest step of `transfer.source`.
 
-    Writes `source.json`: the source's step, the sha256 of its manifest, and the leaves that were left as they are.
+    Writes `source.json`: the source's step, the sha256 of its manifest, and what begins anew: leaves of another
+    shape, and parts that `transfer.parts` leaves out.
 
     Raises:
         TrainingError: the source is no run, has no checkpoint, or has weights of another shape and `transfer.mismatch` says
@@ -26,15 +27,33 @@ def take_over(run: Run, ours: Params) -> Params:
     """
     config = run.config.transfer
     assert config.source is not None  # the caller has looked
+    if set(ours) <= set(config.freeze):
+        raise TrainingError(
+            f"transfer.freeze={config.freeze!r}: these are all parts of the model, and nothing is left to train."
+        )
     source = runs.outline(config.source)
+    _require_same_labels(source, run)
     restored = _restore(source)
     theirs = restored.state.ema if source.config.training.ema_decay else restored.state.params
     params, fresh = _merged(ours, theirs, config, source, run)
-    record = {"step": restored.step, "sha256": _sha256(source, restored.step), "parts": list(config.parts), "fresh": fresh}
+    anew = [*fresh, *(part for part in ours if part not in config.parts)]
+    record = {"step": restored.step, "sha256": _sha256(source, restored.step), "parts": list(config.parts), "fresh": anew}
     runs.write_json(run.directory / "source.json", record)
     started = f"starting from step {restored.step} of {config.source}"
-    console.print(started + (f"; left as they are: {', '.join(fresh)}" if fresh else ""))
+    console.print(started + (f"; begins anew: {', '.join(anew)}" if anew else ""))
     return params
+
+
+def _require_same_labels(source: Outline, run: Run) -> None:
+    """A conditional model knows labels by number: their names must agree."""
+    if not (source.model.classes and run.model.classes):
+        return
+    theirs, ours = runs.read_json(source.directory / "data.json")["label_names"], list(run.data.label_names or ())
+    if theirs != ours:
+        raise TrainingError(
+            f"transfer.source={source.directory}: its labels are {', '.join(theirs)}, these are {', '.join(ours)}. "
+            "A conditional model can be taken over by images with the same labels in the same order."
+        )
 
 
 def _restore(source: Outline) -> Restored:

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
-from sklearn import mixture
 
 from vaejax.keys import of_examples
 from vaejax.models import Condition, Latents, Model, Params
@@ -57,6 +56,8 @@ class Mixture(NamedTuple):
 
 def fit_mixture(latents: Float[np.ndarray, "n d"], components: int, seed: int = 0) -> Mixture:
     """Fits a mixture with full covariances to latents, such as posterior draws of the training images (scikit-learn)."""
+    from sklearn import mixture  # slow to import, and wanted by few
+
     fitted = mixture.GaussianMixture(components, reg_covar=1e-4, random_state=seed, max_iter=100).fit(latents)
     root = np.linalg.cholesky(fitted.covariances_)
     return Mixture(*(jnp.asarray(part, jnp.float32) for part in (np.log(fitted.weights_), fitted.means_, root)))

@@ -42,7 +42,7 @@ class _Autoregressive(nn.Module):
     def __call__(self, z: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         config, d = self.config, z.shape[-1]
         order = np.arange(d)
-        units = np.arange(config.flow_width) % max(d - 1, 1)
+        units = np.arange(config.flow_width) * max(d - 1, 1) // config.flow_width  # after which latent each may look
         activate = ACTIVATIONS[config.activation]
         dense = [nn.Dense(width, dtype=config.dtype) for width in (config.flow_width, 2 * d)]
         x = activate(self._masked("first", z, order, units, strict=False) + dense[0](context))

@@ -77,7 +77,8 @@ def vq(
         codebook = jnp.where(uses > 0.0, averages.sums / jnp.where(uses > 0.0, uses, 1.0), rest[CODEBOOK])
         share = counts / counts.sum()
         seen = {
-            "codes_in_use": (~dead).sum().astype(jnp.float32),
+            "codes_in_use": (counts > 0.0).sum().astype(jnp.float32),
+            "codes_revived": dead.sum().astype(jnp.float32),
             "code_perplexity": jnp.exp(jax.scipy.special.entr(share).sum()),
         }
         params = rest | optax.apply_updates(trained, change) | {CODEBOOK: codebook}
