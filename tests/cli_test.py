@@ -250,7 +250,8 @@ def test_distances_are_measured_as_asked_and_shown(monkeypatch, capsys, opened, 
         "prior": "samples from the prior: 12.5 ± 0.25; 87.50 % have the label asked for\n",
         "mixture": "samples from the mixture: 12.5 ± 0.25\n",
     }
-    floor = "as many training images: 1.75 (the classifier has 99.1 % of the test images right)\n"
+    floor = "As many training images: 1.75 (the classifier has 99.1 % of the test images right)\n"
+    floor = f"Frechet distances, squared feature units. {floor}"
     assert capsys.readouterr().out == floor + "".join(lines[name] for name in given[2])
 
 

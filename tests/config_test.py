@@ -268,6 +268,21 @@ def test_a_section_is_no_value(value):
             "model.posterior='iaf'",
             "'gaussian'",
         ),
+        ({"model.posterior": "iaf", "model.prior": "vamp"}, "model.prior='vamp'", "model.posterior='iaf'"),
+        (
+            {"objective.name": "vae_gan", "transfer.source": "somewhere", "transfer.freeze": ("decoder",)},
+            "transfer.freeze=('decoder',)",
+            "objective.name='elbo'",
+        ),
+        (
+            {
+                "model.family": "vq",
+                "transfer.source": "somewhere",
+                "transfer.freeze": ("encoder", "decoder", "codebook"),
+            },
+            "objective.name='elbo'",
+            "model.code_prior='transformer'",
+        ),
         ({"model.code_prior": "transformer"}, "model.code_prior='transformer'", "'uniform'"),
         ({"model.conditional": True, "model.prior": "vamp"}, "model.prior='vamp'", "model.prior='mixture'"),
         ({"model.conditional": True, "model.family": "vq", "objective.name": "vq"}, "model.conditional=True", "'transformer'"),

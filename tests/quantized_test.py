@@ -204,8 +204,9 @@ def test_the_gauges_are_those_of_numpy():
     params, state, dead = with_dead_codes()
     result = update(padded(), params, state=state)
     counts = np.bincount(look(params, fewer())[1], minlength=CODES)
-    assert set(result.gauges) == {"codes_in_use", "code_perplexity"}
-    assert float(result.gauges["codes_in_use"]) == CODES - dead.sum() > (counts > 0).sum()
+    assert set(result.gauges) == {"codes_in_use", "codes_revived", "code_perplexity"}
+    assert float(result.gauges["codes_revived"]) == dead.sum() > 0
+    assert float(result.gauges["codes_in_use"]) == (counts > 0).sum() < CODES - dead.sum()
     assert float(result.gauges["code_perplexity"]) == pytest.approx(np.exp(stats.entropy(counts)), rel=1e-5)
 
 

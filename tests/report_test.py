@@ -68,16 +68,17 @@ def test_a_picture_is_saved_with_its_arrays(tmp_path):
         np.testing.assert_array_equal(arrays["images"], images[0])
 
 
-def _run(**data: str) -> Run:
-    config = from_dict({"data": data})
+def _run(source: str | None = None, **data: str) -> Run:
+    config = from_dict({"data": data, "transfer": {"source": source}})
     return Run(epath.Path("anywhere"), config, DataSet({}, (1, 1, 1), 255.0, None, "", ()), model=None)
 
 
 def test_the_shown_configuration_has_no_paths():
-    shown = report._public_config(_run(name="image_folder", path="/patients/doe_jane", cache="/cache/of/doe_jane"))
+    folders = {"path": "/patients/doe_jane", "cache": "/cache/of/doe_jane", "source": "/runs/of/doe_jane"}
+    shown = report._public_config(_run(name="image_folder", **folders))
     assert "doe_jane" not in shown
     values = json.loads(shown)
-    assert values["data"]["path"] == values["data"]["cache"] == "(in config.json)"
+    assert values["data"]["path"] == values["data"]["cache"] == values["transfer"]["source"] == "(in config.json)"
     assert values["data"]["name"] == "image_folder"
     assert values["seed"] == 0
 

@@ -136,7 +136,7 @@ def test_what_was_taken_over_is_recorded(source, tmp_path):
         "step": SOURCE_STEPS,
         "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
         "parts": ["decoder", "encoder"],
-        "fresh": [],
+        "fresh": ["log_scale"],
     }
 
 
@@ -382,3 +382,19 @@ def test_learned_codes_cost_less_than_codes_all_alike(first_stage, second_stage)
     alike = PLACES * math.log(CODES)
     assert rates[0] == pytest.approx(alike, rel=1e-6)
     assert 0 < rates[1] < 0.8 * alike
+
+
+def test_freezing_all_parts_is_refused(source, tmp_path):
+    parts = ("encoder", "decoder", "log_scale")
+    run = create(tmp_path, transfer=source.transfer | {"parts": parts, "freeze": parts})
+    with pytest.raises(TrainingError, match="nothing is left to train"):
+        initial(run)
+
+
+def test_a_folder_whose_run_could_not_begin_takes_the_mended_command(source, tmp_path):
+    run = create(tmp_path, transfer=source.transfer | {"source": str(tmp_path / "nowhere")})
+    with pytest.raises(TrainingError, match="no run here"):
+        initial(run)
+    assert not (run.directory / "config.json").exists()
+    assert not (run.directory / "data.json").exists()
+    initial(create(tmp_path, transfer=source.transfer))

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from vaejax.batches import batch_of
     from vaejax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, default_config
     from vaejax.errors import VaejaxError
-    from vaejax.models import Inference, Model, build
-    from vaejax.objectives import Objective, elbo, iwae
+    from vaejax.models.families import build
+    from vaejax.models.model import Inference, Model
+    from vaejax.objectives.evidence import elbo
+    from vaejax.objectives.importance import iwae
+    from vaejax.objectives.objective import Objective
     from vaejax.training import TrainState, eval_step, init, train_step
 
 _HOMES = {
