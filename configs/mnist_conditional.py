@@ -15,7 +15,7 @@ from vaejax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The networks and the prior of mnist_mlp.py, two thirds of its steps."""
+    """The networks and the prior of mnist_mlp.py, a third of its steps."""
     config = default_config()
     config.data.name = "tfds:mnist"
     config.data.binarization = "dynamic"
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.objective.warmup_steps = 4_000
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 1_000
-    config.training.steps = 40_000
+    config.training.steps = 20_000
     config.training.checkpoint_every = 5_000
     config.training.log_every = 500
     return config
