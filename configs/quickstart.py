@@ -2,7 +2,7 @@
 
     python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-Two and a half minutes on two CPU cores; expected on the test split: PSNR 21.1 dB, SSIM 0.89 (PCA-16: 16.2 dB, 0.58).
+Two minutes on two CPU cores; expected on the test split: PSNR 21.1 dB, SSIM 0.89 (PCA-16: 16.2 dB, 0.58).
 """
 
 from ml_collections import ConfigDict
