@@ -61,11 +61,8 @@ def of_images(run: Run) -> Classifier:
     params = _read(file, template)
     if params is None:
         params = _train(run.data, network)
-        content = _bytes(params)
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.parent / f"{file.name}.tmp"
-        temporary.write_bytes(content)
-        temporary.replace(file)
+        runs.write_bytes(file, _bytes(params))
     look = jax.jit(functools.partial(networks.apply, network, params))
     right, size = 0, run.data.splits["test"].n
     for batch in batching.evaluation(run.data.splits["test"], run.data.white, min(ROWS, size), None):

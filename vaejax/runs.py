@@ -191,7 +191,12 @@ def write_json(path: epath.Path, value: Any) -> None:
 
 
 def write_text(path: epath.Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.Path, content: bytes) -> None:
     """Writes beside and renames, so that no reader, and no file after a kill, has half of it."""
     temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_text(text)
+    temporary.write_bytes(content)
     temporary.replace(path)

@@ -23,6 +23,7 @@ from vaejax.models.model import (
     check_condition,
     numbers_of,
     weights_of,
+    with_picture,
 )
 
 Choose = Callable[[int, Float[Array, "n h w d"]], Float[Array, "n h w z"]]
@@ -92,8 +93,7 @@ def hierarchical(config: ModelConfig, image_shape: tuple[int, int, int], classes
 
     def rise(params: Params, images: Float[Array, "b ..."], condition: Condition) -> tuple[jax.Array, ...]:
         if classes:
-            pictures = weights_of(condition, classes) @ params[ENCODER]["labels"]
-            images = jnp.concatenate([images, pictures.reshape(*images.shape[:-1], 1)], axis=-1)
+            images = with_picture(images, condition, params[ENCODER]["labels"])
         return networks.apply(bottom_up, params[ENCODER]["bottom_up"], images)
 
     def posterior(params: Params, level: int, x: jax.Array, risen: tuple[jax.Array, ...]) -> dist.DiagonalGaussian:

@@ -81,6 +81,14 @@ def weights_of(condition: Condition, classes: int) -> Float[Array, "*b classes"]
     return jax.nn.one_hot(condition, classes) if jnp.issubdtype(condition.dtype, jnp.integer) else condition
 
 
+def with_picture(
+    images: Float[Array, "b ..."], condition: Condition, pictures: Float[Array, "classes pixels"]
+) -> Float[Array, "b ..."]:
+    """The images with one more channel, the learned picture of each one's label."""
+    shown = weights_of(condition, len(pictures)) @ pictures
+    return jnp.concatenate([images, shown.reshape(*images.shape[:-1], 1)], axis=-1)
+
+
 def check_condition(condition: Condition, classes: int | None) -> None:
     """Raises ValueError where a conditional model is told nothing, or another one something."""
     if condition is None and classes:

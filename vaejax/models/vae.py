@@ -22,6 +22,7 @@ from vaejax.models.model import (
     check_condition,
     numbers_of,
     weights_of,
+    with_picture,
 )
 
 
@@ -58,8 +59,7 @@ def vae(config: ModelConfig, image_shape: tuple[int, int, int], classes: int | N
     ) -> tuple[dist.DiagonalGaussian, Float[Array, "b c"]]:
         """The Gaussian of the posterior, and what its flow is told of the image."""
         if classes:
-            pictures = weights_of(condition, classes) @ params[ENCODER]["labels"]
-            images = jnp.concatenate([images, pictures.reshape(*images.shape[:-1], 1)], axis=-1)
+            images = with_picture(images, condition, params[ENCODER]["labels"])
         mean, raw, context = jnp.split(networks.apply(encoder, params[ENCODER], images), [size, 2 * size], axis=-1)
         return dist.DiagonalGaussian(mean, dist.soft_bound(raw, *dist.LATENT_LOG_SCALE)), context
 
