@@ -212,6 +212,25 @@ def test_the_floor_is_that_of_scikit_learn(tmp_path, model):
     assert floor["ssim"]["mean"] == pytest.approx(float(metrics.ssim(*shaped).mean()), abs=1e-4)
 
 
+def test_the_floor_of_grey_levels_is_probabilistic_pca(tmp_path):
+    run = create(tmp_path, LOGISTIC)
+    save(run)
+    train, test = (np.float64(pixels(run, split).reshape(SIZES[split], -1)) for split in ("train", "test"))
+    spread, step = np.random.default_rng(0), 1.0 / (LOGISTIC["levels"] - 1)
+    train = train + step * (np.float64(spread.random(train.shape, np.float32)) - 0.5)
+    parts = [spread.random((size, test.shape[1]), np.float32) for size in (5, 5, 3)]  # as the batches come
+    test = test + step * (np.float64(np.concatenate(parts)) - 0.5)
+    values, vectors = np.linalg.eigh(np.cov(train, rowvar=False))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    noise = values[LATENTS:].sum() / (len(values) - LATENTS)  # Tipping and Bishop 1999, eq. 8
+    axes = vectors[:, :LATENTS]
+    covariance = axes @ np.diag(values[:LATENTS] - noise) @ axes.T + noise * np.eye(len(values))
+    nats = -stats.multivariate_normal(train.mean(axis=0), covariance).logpdf(test) - test.shape[1] * math.log(step)
+    floor = evaluation.evaluate(run)["baselines"]["pca"]["bits_per_dim"]
+    assert floor["mean"] == pytest.approx((nats / test.shape[1] / math.log(2.0)).mean(), rel=1e-4)
+    assert floor["n"] == SIZES["test"]
+
+
 def test_the_floor_has_no_more_components_than_there_are_images(tmp_path):
     run = create(tmp_path, GAUSSIAN | {"latent_size": 60})
     save(run)
@@ -259,4 +278,5 @@ def test_what_is_not_defined_is_absent_and_told(tmp_path, model, shape, undefine
     assert result["undefined"].keys() == undefined
     every = {"elbo", "distortion", "rate", "nll", "bits_per_dim", "mse", "psnr", "ssim", "active_units"}
     assert result["metrics"].keys() == every - undefined
-    assert result["baselines"]["pca"].keys() == {"mse", "psnr", "ssim"} - undefined
+    floor = {"mse", "psnr", "ssim"} | ({"bits_per_dim"} if model is LOGISTIC else set())
+    assert result["baselines"]["pca"].keys() == floor - undefined

@@ -20,6 +20,11 @@ def of_examples(key: Key[Array, ""], index: Int[Array, " b"]) -> Key[Array, " b"
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
+def of_part(keys: Key[Array, " n"], number: int | Int[Array, ""]) -> Key[Array, " n"]:
+    """The keys of a part of what is drawn, such as a level of latents or a place among codes, by its number."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
 def of_samples(keys: Key[Array, " b"], samples: Int[Array, " k"]) -> Key[Array, "k b"]:
     """One key a sample and example, by the sample's number."""
-    return jax.vmap(lambda sample: jax.vmap(jax.random.fold_in, (0, None))(keys, sample))(samples)
+    return jax.vmap(of_part, (None, 0))(keys, samples)

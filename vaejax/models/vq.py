@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Key
 from vaejax import distributions as dist
 from vaejax import networks
 from vaejax.config import ModelConfig
-from vaejax.keys import stream
+from vaejax.keys import of_part, stream
 from vaejax.models import likelihoods
 from vaejax.models.model import (
     CODEBOOK,
@@ -40,7 +40,7 @@ def vq(config: ModelConfig, image_shape: tuple[int, int, int], classes: int | No
     channels, size = image_shape[-1], config.latent_size
     encoder = networks.GridEncoder(config, size)
     decoder = networks.GridDecoder(config, (*image_shape[:2], likelihoods.outputs(config, channels)))
-    grid = networks.grid_of(config, image_shape)
+    grid = networks.sizes_of(config, image_shape)[-1]
     places = grid[0] * grid[1]
     learned = config.code_prior == "transformer"
     reader = networks.CodeReader(config)
@@ -110,8 +110,7 @@ def vq(config: ModelConfig, image_shape: tuple[int, int, int], classes: int | No
 
         def add(place: Int[Array, ""], codes: Int[Array, "n places"]) -> Int[Array, "n places"]:
             chances = logits(params, codes, condition)[:, place] / jnp.maximum(temperature, COLDEST)
-            of_place = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
-            return codes.at[:, place].set(jax.vmap(jax.random.categorical)(of_place, chances))
+            return codes.at[:, place].set(jax.vmap(jax.random.categorical)(of_part(keys, place), chances))
 
         codes = jax.lax.fori_loop(0, places, add, jnp.zeros((len(keys), places), jnp.int32))
         return codes.reshape(-1, *grid)

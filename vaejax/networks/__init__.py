@@ -2,7 +2,7 @@
 
 from vaejax.networks.build import Network, apply, decoder, encoder, init
 from vaejax.networks.classifier import Classifier
-from vaejax.networks.cnn import GridDecoder, GridEncoder, grid_of
+from vaejax.networks.cnn import GridDecoder, GridEncoder, sizes_of
 from vaejax.networks.discriminator import Discriminator
 from vaejax.networks.flow import Flow
 from vaejax.networks.hierarchy import BottomUp, Finer, Merge, PosteriorHead, PriorHead, ToImage
@@ -25,6 +25,6 @@ __all__ = [
     "apply",
     "decoder",
     "encoder",
-    "grid_of",
     "init",
+    "sizes_of",
 ]

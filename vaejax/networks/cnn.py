@@ -35,7 +35,7 @@ class CNNDecoder(nn.Module):
     def __call__(self, latents: Float[Array, "b d"]) -> Float[Array, "b h w c"]:
         """Maps `[b, d]` to `[b, *image_shape]`, float32."""
         config = self.config
-        small = (*grid_of(config, self.image_shape), config.features[-1])
+        small = (*sizes_of(config, self.image_shape)[-1], config.features[-1])
         x = hidden(config, latents, (*config.hidden[::-1], math.prod(small)))
         return _up(config, x.reshape(-1, *small), self.image_shape)
 
@@ -48,7 +48,7 @@ class GridEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 outputs"]:
-        """Maps `[b, h, w, c]` to `[b, *grid_of(config, image_shape), outputs]`, float32."""
+        """Maps `[b, h, w, c]` to `[b, *sizes_of(config, image_shape)[-1], outputs]`, float32."""
         return nn.Dense(self.outputs, dtype=self.config.dtype)(_down(self.config, images)).astype(jnp.float32)
 
 
@@ -60,15 +60,15 @@ class GridDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, latents: Float[Array, "b h2 w2 d"]) -> Float[Array, "b h w c"]:
-        """Maps `[b, *grid_of(config, image_shape), d]` to `[b, *image_shape]`, float32."""
+        """Maps `[b, *sizes_of(config, image_shape)[-1], d]` to `[b, *image_shape]`, float32."""
         x = Convolution(self.config.features[-1], dtype=self.config.dtype)(latents)
         return _up(self.config, activated(self.config, x), self.image_shape)
 
 
-def grid_of(config: ModelConfig, image_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width after all halvings, each rounded up."""
-    halvings = 2 ** len(config.features)
-    return -(-image_shape[0] // halvings), -(-image_shape[1] // halvings)
+def sizes_of(config: ModelConfig, image_shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Height and width of the image, then after each halving, rounded up."""
+    halvings = range(len(config.features) + 1)
+    return [(-(-image_shape[0] // 2**n), -(-image_shape[1] // 2**n)) for n in halvings]
 
 
 def _down(config: ModelConfig, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
@@ -82,9 +82,7 @@ def _down(config: ModelConfig, x: Float[Array, "b h w c"]) -> Float[Array, "b h2
 
 def _up(config: ModelConfig, x: Float[Array, "b h2 w2 d"], image_shape: tuple[int, int, int]) -> Float[Array, "b h w c"]:
     """Doubled once a width, after residual blocks; float32."""
-    sizes = [image_shape[:2]]
-    for _ in config.features:
-        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    sizes = sizes_of(config, image_shape)
     for size, width in zip(sizes[-2:0:-1], config.features[-2::-1], strict=True):
         for _ in range(_blocks(config)):
             x = _residual(config, x)

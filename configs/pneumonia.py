@@ -1,0 +1,23 @@
+"""Chest X-rays of children (PneumoniaMNIST, 28x28) with grey levels, convolutions, 64 latents.
+
+python train.py --config=configs/pneumonia.py --workdir=runs/pneumonia --config.data.path=FOLDER/pneumoniamnist.npz
+"""
+
+from ml_collections import ConfigDict
+
+from vaejax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """The default network with a scale for every pixel, since it has more latents than an image has edges."""
+    config = default_config()
+    config.data.name = "medmnist"
+    config.data.path = "pneumoniamnist.npz"
+    config.model.latent_size = 64
+    config.model.likelihood = "discretized_logistic"
+    config.model.scale = "pixel"
+    config.optimizer.warmup_steps = 200
+    config.training.steps = 3_000
+    config.training.checkpoint_every = 500
+    config.training.log_every = 100
+    return config
