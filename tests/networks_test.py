@@ -113,14 +113,16 @@ def test_an_example_does_not_depend_on_its_neighbours(network):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_bfloat16_agrees_with_float32_within_five_percent_and_keeps_float32_parameters(network):
+def test_bfloat16_agrees_with_float32_and_keeps_float32_parameters(network):
+    """Outputs within 5 % of the largest; each gradient, which sums many rounded numbers, within 10 % of its norm."""
     wide, narrow = (both(config(network=network, dtype=dtype), (12, 9, 2)) for dtype in ("float32", "bfloat16"))
     for name in wide:
         expected, got = output_and_gradients(*wide[name]), output_and_gradients(*narrow[name])
         assert not np.array_equal(expected[0], got[0]), "bfloat16 was not used"
+        np.testing.assert_allclose(got[0], expected[0], atol=0.05 * np.abs(expected[0]).max(), rtol=0)
         for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
             assert b.dtype == jnp.float32
-            np.testing.assert_allclose(b, a, atol=0.05 * np.abs(a).max(), rtol=0)
+            assert np.linalg.norm(b - a) <= 0.1 * np.linalg.norm(a)
 
 
 SIZES = {"mlp": (1_790, 1_976), "cnn": (792, 1_034), "resnet": (1_748, 1_990), "transformer": (1_718, 1_530)}
