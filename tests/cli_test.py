@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaejax import cli, gallery, report, runs
+from vaejax import cli, config_file, gallery, report, runs
 from vaejax import config as configuration
 from vaejax.config import from_dict
 from vaejax.errors import DataError, FamilyError, Terminated
@@ -333,7 +333,7 @@ def test_the_example_of_a_verb_is_a_command(capsys, verb):
     assert known.verb == verb
     assert all(word.startswith("--config.") for word in unknown)
     if verb == "train":
-        configuration.load(ROOT / known.config, unknown)
+        config_file.load(ROOT / known.config, unknown)
 
 
 def test_every_verb_is_listed(capsys):

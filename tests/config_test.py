@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from vaejax import config as configuration
-from vaejax.config import Config, from_dict, load, to_dict
+from vaejax.config import Config, from_dict, to_dict
+from vaejax.config_file import load
 from vaejax.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))

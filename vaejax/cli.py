@@ -10,6 +10,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported anywhere: its start-up notes help nobody
 
 from vaejax import config as configuration
+from vaejax import config_file
 from vaejax.errors import Terminated, VaejaxError
 from vaejax.interruption import at_once, on_sigterm
 
@@ -165,7 +166,7 @@ def _ranged(text: str, kind: type, low: float, high: float) -> float:
 
 
 def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    config = configuration.load(arguments.config, overrides)  # before anything slow is imported
+    config = config_file.load(arguments.config, overrides)  # before anything slow is imported
 
     from vaejax import evaluation, experiment, report, runs
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from vaejax import config as configuration
-from vaejax import datasets, models
+from vaejax import config_file, datasets, models
 from vaejax.config import Config
 from vaejax.datasets import DataSet
 from vaejax.errors import DataError, TrainingError
@@ -57,6 +57,7 @@ class Outline(NamedTuple):
     config: Config
     model: models.Model
     fingerprint: str
+    label_names: list[str] | None
 
     @property
     def checkpoints(self) -> epath.Path:
@@ -75,7 +76,7 @@ def create(directory: str, config: Config) -> Run:
     path = epath.Path(directory)
     file = path / "config.json"
     if file.exists():
-        _require_same(configuration.load(file), config, directory)
+        _require_same(config_file.load(file), config, directory)
     run = _open(path, config)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ def load(directory: str) -> Run:
     path = epath.Path(directory)
     if not (path / "config.json").exists():
         raise TrainingError(f"{directory}: no run here (no config.json). Expected the --workdir of a training.")
-    return _open(path, configuration.load(path / "config.json"))
+    return _open(path, config_file.load(path / "config.json"))
 
 
 def outline(directory: str) -> Outline:
@@ -110,10 +111,10 @@ def outline(directory: str) -> Outline:
     path = epath.Path(directory)
     if not ((path / "config.json").exists() and (path / "data.json").exists()):
         raise TrainingError(f"{directory}: no run here (no config.json and data.json). Expected the --workdir of a training.")
-    config, data = configuration.load(path / "config.json"), read_json(path / "data.json")
+    config, data = config_file.load(path / "config.json"), read_json(path / "data.json")
     names = data["label_names"]
     model = models.build(config.model, tuple(data["image_shape"]), len(names) if names else None)
-    return Outline(path, config, model, _fingerprint(config, data["fingerprint"]))
+    return Outline(path, config, model, _fingerprint(config, data["fingerprint"]), names)
 
 
 def read_json(path: epath.Path) -> Any:

@@ -48,7 +48,7 @@ def _require_same_labels(source: Outline, run: Run) -> None:
     """A conditional model knows labels by number: their names must agree."""
     if not (source.model.classes and run.model.classes):
         return
-    theirs, ours = runs.read_json(source.directory / "data.json")["label_names"], list(run.data.label_names or ())
+    theirs, ours = source.label_names or [], list(run.data.label_names or ())
     if theirs != ours:
         raise TrainingError(
             f"transfer.source={source.directory}: its labels are {', '.join(theirs)}, these are {', '.join(ours)}. "
