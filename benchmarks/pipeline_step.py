@@ -17,8 +17,7 @@ from pathlib import Path
 import jax
 from sides import Run, Side, circumstances, interleave, table
 
-from vaejax import config as configuration
-from vaejax import experiment, objectives, optimizers, runs, training
+from vaejax import config_file, experiment, objectives, optimizers, runs, training
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = {"CNN": ("quickstart.py", 1.1), "MLP": ("mnist_mlp.py", 1.3)}
@@ -30,7 +29,7 @@ OVERRIDES = ["data.name=mnist5k", "augment.rotate=10.0", "augment.zoom=0.1", "au
 def steps_of(name: str, from_pipeline: bool, batch_size: int, folder: Path) -> Run:
     """The training loop of a model, with batches from the pipeline, or its first one again and again."""
     overrides = [f"--config.{override}" for override in (*OVERRIDES, f"data.batch_size={batch_size}")]
-    run = runs.create(str(folder / name), configuration.load(CONFIGS / MODELS[name][0], overrides))
+    run = runs.create(str(folder / name), config_file.load(CONFIGS / MODELS[name][0], overrides))
     objective = objectives.elbo(
         run.model, run.config.objective, optimizers.build(run.config.optimizer, run.config.training.steps)
     )
