@@ -16,7 +16,7 @@ from vaejax.config import AugmentConfig
 
 Images = Float32[tf.Tensor, "B H W C"]
 Matrices = Float32[tf.Tensor, "B 3 3"]
-Column = Float32[tf.Tensor, "B"]
+Column = Float32[tf.Tensor, " B"]
 Uniform = Float32[tf.Tensor, "B 3"]
 
 
@@ -34,7 +34,7 @@ class Photometric(NamedTuple):
     change: Callable[[Images, tf.Tensor], Images]
 
 
-def augment(images: Images, seed: Integer[tf.Tensor, "2"], config: AugmentConfig) -> Images:
+def augment(images: Images, seed: Integer[tf.Tensor, " 2"], config: AugmentConfig) -> Images:
     """Changes every image at random, as `config` asks; the same seed gives the same changes.
 
     Args:
@@ -48,7 +48,7 @@ def augment(images: Images, seed: Integer[tf.Tensor, "2"], config: AugmentConfig
     return apply(images, draw(config, tf.shape(images)[0], seed))
 
 
-def draw(config: AugmentConfig, batch: int | tf.Tensor, seed: Integer[tf.Tensor, "2"]) -> dict[str, tf.Tensor]:
+def draw(config: AugmentConfig, batch: int | tf.Tensor, seed: Integer[tf.Tensor, " 2"]) -> dict[str, tf.Tensor]:
     """Draws the parameters of what `config` switches on, one row an image.
 
     Each operation has a seed of its own, by its place in `OPERATIONS`, so that switching one on changes no other.

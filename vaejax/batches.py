@@ -29,7 +29,7 @@ def batch_of(
     return batch if label is None else batch | {"label": np.int32(label)}
 
 
-def evaluation(split: Split, white: float, batch_size: int, levels: int | None) -> Iterator[Batch]:
+def evaluation(split: Split, white: float, batch_size: int, levels: int | None, share: slice = slice(None)) -> Iterator[Batch]:
     """One pass over a split, in order.
 
     The last batch is filled up by repeating the split's last example; its `mask` says which rows count.
@@ -39,9 +39,10 @@ def evaluation(split: Split, white: float, batch_size: int, levels: int | None) 
         white: the stored value that means 1.0.
         batch_size: rows in every batch.
         levels: the grid of grey levels that images are rounded to; None to leave them.
+        share: the rows of each batch to read, those of one process of several.
     """
     for start in range(0, split.n, batch_size):
-        position = np.arange(start, start + batch_size)
+        position = np.arange(start, start + batch_size)[share]
         rows = of_rows(split, white, np.minimum(position, split.n - 1), levels)
         yield {**rows, "mask": position < split.n}
 

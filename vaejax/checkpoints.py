@@ -24,6 +24,7 @@ import jax
 from etils import epath
 from jaxtyping import PyTree
 
+from vaejax import hosts
 from vaejax.errors import CheckpointError
 
 FORMAT = 1
@@ -130,7 +131,7 @@ class Writer:
         self._saving: Future[None] | None = None
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            if jax.process_index() == 0:
+            if hosts.first():
                 _remove_temporary(self.directory)
         except OSError as error:
             raise CheckpointError(f"{self.directory}: expected a folder to write to: {error}. Choose another.") from error
@@ -164,13 +165,16 @@ class Writer:
         self._saving = self._thread.submit(self._finish, written, folder, manifest)
 
     def wait(self) -> None:
-        """Waits until no save is in flight. Raises CheckpointError where one failed."""
+        """Waits until no save is in flight, in any process. Raises CheckpointError where one failed."""
         if self._saving is None:
             return
         error = self._saving.exception()  # `result` would mix it up with the exception of a signal
         self._saving = None
+        failed = hosts.anybody(lambda: error is not None)()
         if error is not None:
             raise self._failure(error) from error
+        if failed:
+            raise CheckpointError(f"{self.directory}: another process could not write its part of a checkpoint; it says why.")
 
     def __enter__(self) -> Self:
         """The writer itself."""
@@ -197,7 +201,7 @@ class Writer:
         """Turns what Orbax writes into a step that counts, then deletes what it replaces. Runs in the background."""
         try:
             written.result()
-            if jax.process_index() == 0:
+            if hosts.first():
                 _commit(folder, manifest)
                 _prune(self.directory, self.fingerprint, manifest.step)
         except BaseException:

@@ -11,7 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is impor
 
 from vaejax import config as configuration
 from vaejax import config_file
-from vaejax.errors import Terminated, VaejaxError
+from vaejax.errors import Terminated, TrainingError, VaejaxError
 from vaejax.interruption import at_once, on_sigterm
 
 SIGTERM_EXIT = 143
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--config", metavar="FILE", help="a .py file with get_config(), or a .json file; default: the quickstart"
     )
     train.add_argument("--workdir", metavar="DIR", default="runs/quickstart", help="the run directory; default: %(default)s")
+    _several(train)
 
     evaluate = _run_verb(
         verbs, "evaluate", _evaluate, "compute evaluation.json", "vaejax evaluate runs/quickstart --samples=5000"
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
     evaluate.add_argument("--samples", type=_positive, help="importance samples an image; default: as configured")
     evaluate.add_argument("--draw", type=_seed, help="seed of binarisation and samples; default: as configured")
+    _several(evaluate)
 
     sample = _run_verb(verbs, "sample", _sample, "draw images from the prior", "vaejax sample runs/quickstart --n=100 --seed=1")
     sample.add_argument("--n", type=_positive, default=100, help="images; default: %(default)s")
@@ -140,6 +142,17 @@ def _run_verb(verbs: Any, name: str, run: Callable, purpose: str, example: str) 
     return verb
 
 
+def _several(verb: argparse.ArgumentParser) -> None:
+    """How a verb that many processes can share is told of the others."""
+    group = verb.add_argument_group("several processes, each started with this same command")
+    group.add_argument(
+        "--distributed", action="store_true", help="find the others through SLURM, Open MPI, Kubernetes or a Cloud TPU"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="or say where the first process listens,")
+    group.add_argument("--processes", type=_positive, metavar="N", help="how many there are,")
+    group.add_argument("--process", type=_seed, metavar="I", help="and the number of this one, from 0")
+
+
 def _positive(text: str) -> int:
     """A count."""
     return int(_ranged(text, int, 1, 1_000_000_000))
@@ -170,16 +183,18 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     from vaejax import evaluation, experiment, report, runs
 
+    _join(arguments)
     run = runs.create(arguments.workdir, config)
     with on_sigterm() as interruption:
         experiment.train(run, interruption)
     _show(evaluation.evaluate(run))
-    print(f"report: {report.write(run)}")
+    _say(f"report: {report.write(run)}")
 
 
 def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from vaejax import evaluation, runs
 
+    _join(arguments)
     run = runs.load(arguments.directory)
     _show(evaluation.evaluate(run, arguments.split, arguments.best, arguments.samples, arguments.draw))
 
@@ -238,16 +253,42 @@ def _open(arguments: argparse.Namespace) -> tuple[Any, Any]:
     return run, epath.Path(arguments.output) if arguments.output else run.directory / "gallery"
 
 
+def _join(arguments: argparse.Namespace) -> None:
+    """Meets the other processes, where there are some; only the first of them speaks."""
+    given = (arguments.coordinator, arguments.processes, arguments.process)
+    if not arguments.distributed and given == (None, None, None):
+        return
+    if not arguments.distributed and None in given:
+        raise TrainingError(
+            "--coordinator, --processes and --process go together. Give all three, or --distributed where SLURM, Open MPI, "
+            "Kubernetes or a Cloud TPU knows them."
+        )
+    from vaejax import hosts
+    from vaejax.progress import console
+
+    hosts.join(*given)
+    console.quiet = not hosts.first()
+
+
+def _say(text: str) -> None:
+    from vaejax import hosts
+
+    if hosts.first():
+        print(text)
+
+
 def _show(result: dict[str, Any]) -> None:
     """Prints an evaluation as a table, the linear floor beside it."""
     from rich.console import Console
     from rich.table import Table
 
+    from vaejax import hosts
+
     table = Table("metric", "vaejax", "PCA", "unit", title=f"{result['split']} split at step {result['step']}")
     for name, value in result["metrics"].items():
         floor = result["baselines"].get("pca", {}).get(name)
         table.add_row(name, _number(value), _number(floor) if floor else "", value["unit"])
-    Console().print(table)
+    Console(quiet=not hosts.first()).print(table)
 
 
 def _number(value: dict[str, Any]) -> str:

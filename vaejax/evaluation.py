@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 from sklearn.decomposition import PCA
 
 from vaejax import distributions as dist
-from vaejax import experiment, keys, metrics, runs, training
+from vaejax import experiment, hosts, keys, metrics, runs, training
 from vaejax.applications.reconstruction import encode, reconstruct
 from vaejax.models import Condition, Model, Params, condition_of, flat
 from vaejax.progress import bar
@@ -80,7 +80,7 @@ def evaluate(
         "draw": draw,
         "metrics": _summaries(values, run),
         "undefined": _undefined(run),
-        "baselines": {"pca": _pca(run, run.model.vector, split, draw)} if run.model.vector else {},
+        "baselines": {"pca": _pca(run, run.model.vector, split, draw)} if run.model.vector and hosts.first() else {},
     }
     runs.write_json(run.directory / "evaluation.json", result)
     return result
@@ -96,18 +96,18 @@ def per_example(run: Run, params: Params, split: str, samples: int, draw: int) -
     chunk = max(PIXELS_AT_A_TIME // (rows * math.prod(model.image_shape)), 1)
     collected: dict[str, list[np.ndarray]] = {}
     with bar(f"evaluating {split}", split_size) as show:
-        for count, batch in enumerate(experiment.evaluation_batches(run, split, rows, draw)):
+        for count, batch in enumerate(experiment.evaluation_batches(run, split, rows, draw, hosts.share(rows))):
             placed = training.place(batch)
+            mask = hosts.gathered(placed["mask"])
             condition = condition_of(model, placed)
-            values = dict(reconstructed(params, placed["image"], condition))
+            restored = reconstructed(params, placed["image"], condition)
             parts = []
             for start in range(0, samples, chunk):
                 numbers = jnp.arange(start, min(start + chunk, samples))
-                drawn = sampled(params, placed["image"], keys.of_examples(key, placed["index"]), numbers, condition)
+                drawn = sampled(params, placed["image"], key, placed["index"], numbers, condition)
                 parts.append((len(numbers), drawn))
-            values |= _merged(parts)
-            for name, value in values.items():
-                collected.setdefault(name, []).append(np.asarray(value)[batch["mask"]])
+            for name, value in ({name: hosts.gathered(value) for name, value in restored.items()} | _merged(parts)).items():
+                collected.setdefault(name, []).append(value[mask])
             show(min((count + 1) * rows, split_size), "")
     values = {name: np.concatenate(value) for name, value in collected.items()}
     if model.levels is not None:
@@ -131,11 +131,12 @@ def _sampled(
     model: Model,
     params: Params,
     images: Float[Array, "b ..."],
-    example_keys: Key[Array, " b"],
+    key: Key[Array, ""],
+    index: Int[Array, " b"],
     numbers: Int[Array, " k"],
     condition: Condition,
 ) -> Sampled:
-    inference = model.infer(params, images, example_keys, numbers, condition)
+    inference = model.infer(params, images, keys.of_examples(key, index), numbers, condition)
     log_likelihood = dist.log_prob(inference.likelihood, images)
     log_weight = jax.nn.logsumexp(log_likelihood - inference.log_ratio, axis=0)
     return Sampled(log_weight, -log_likelihood.sum(axis=0), jnp.stack(inference.kl).sum(axis=0))
@@ -144,9 +145,9 @@ def _sampled(
 def _merged(parts: list[tuple[int, Sampled]]) -> dict[str, Float[np.ndarray, " b"]]:
     """Chunks to the evidence bound and the importance-sampled likelihood (Burda et al. 2016, eq. 8), in float64."""
     samples = sum(count for count, _ in parts)
-    log_weights = np.stack([np.asarray(part.log_weight, np.float64) for _, part in parts])
-    distortion = np.sum([np.asarray(part.distortion, np.float64) for _, part in parts], axis=0) / samples
-    rate = np.sum([count * np.asarray(part.rate, np.float64) for count, part in parts], axis=0) / samples
+    log_weights = np.stack([np.float64(hosts.gathered(part.log_weight)) for _, part in parts])
+    distortion = np.sum([np.float64(hosts.gathered(part.distortion)) for _, part in parts], axis=0) / samples
+    rate = np.sum([count * np.float64(hosts.gathered(part.rate)) for count, part in parts], axis=0) / samples
     nll = math.log(samples) - np.logaddexp.reduce(log_weights, axis=0)
     return {"elbo": -distortion - rate, "distortion": distortion, "rate": rate, "nll": nll}
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from vaejax import batches as batching
-from vaejax import checkpoints, keys, optimizers, training, transfer
+from vaejax import checkpoints, hosts, keys, optimizers, training, transfer
 from vaejax.batches import Batch
 from vaejax.checkpoints import Writer
 from vaejax.errors import CheckpointError, Terminated, VaejaxError
@@ -71,21 +71,31 @@ def restore(run: Run, best: bool = False) -> Trained:
 
 
 def training_batches(run: Run, first_step: int) -> Iterator[Batch]:
-    """The training batches of a run from `first_step` on: shuffled, augmented and binarised as configured."""
+    """The training batches of a run from `first_step` on, or this process's rows of them: shuffled, augmented, binarised."""
     from vaejax import pipeline  # brings TensorFlow, which evaluation has no use for
 
     config, split = run.config, run.data.splits["train"]
     grey = pipeline.training_batches(
-        split, run.data.white, config.data.batch_size, config.augment, grid(run), config.seed, first_step
+        split,
+        run.data.white,
+        config.data.batch_size,
+        config.augment,
+        grid(run),
+        config.seed,
+        first_step,
+        hosts.share(config.data.batch_size),
     )
     if config.data.binarization == "dynamic":
         return batching.binarized(grey, keys.stream(_key(run), "binarization"), first_step)
     return _fixed(run, grey, "train", draw=0)
 
 
-def evaluation_batches(run: Run, split: str, batch_size: int, draw: int = 0) -> Iterator[Batch]:
-    """One pass over a split, in order; where images are binarised, `draw` is the seed of one fixed draw an image."""
-    grey = batching.evaluation(run.data.splits[split], run.data.white, batch_size, grid(run))
+def evaluation_batches(run: Run, split: str, batch_size: int, draw: int = 0, share: slice = slice(None)) -> Iterator[Batch]:
+    """One pass over a split, in order, or the rows `share` of each batch.
+
+    Where images are binarised, `draw` is the seed of one fixed draw an image.
+    """
+    grey = batching.evaluation(run.data.splits[split], run.data.white, batch_size, grid(run), share)
     return _fixed(run, grey, split, draw)
 
 
@@ -111,7 +121,8 @@ def _loop(
 ) -> None:
     """Steps, and between them what is due: a line in the journal, a validation, a checkpoint, a stop.
 
-    A step's report is read when the next step is under way, and before anything is saved.
+    A step's report is read when the next step is under way, and before anything is saved. Of several processes, all take the
+    same turns, and stop together when one of them is asked to.
     """
     settings, batch_size = run.config.training, run.config.data.batch_size
     epoch = max(run.data.splits["train"].n // batch_size, 1)
@@ -121,12 +132,13 @@ def _loop(
     number, unread, read, since = int(state.step), None, [], time.perf_counter()
     with bar("training", settings.steps, number) as show:
         for batch in training_batches(run, number):
+            asked = hosts.anybody(lambda: interruption.requested)
             state, report = step(state, training.place(batch), noise)
             number += 1
             if unread:
                 read.append(training.check_finite(*unread))
             unread = (report, batch["index"], number)
-            last, stop = number == settings.steps, interruption.requested
+            last, stop = number == settings.steps, asked()
             log, validate = number % settings.log_every == 0 or last, number % epoch == 0 or last
             save = number % settings.checkpoint_every == 0 or last
             if log or validate or save or stop:
@@ -159,11 +171,14 @@ def _validate(run: Run, evaluate: training.EvalStep, params: Params, interruptio
     """Means over the validation split, nats an image; {} where a stop is asked for meanwhile."""
     key = keys.stream(jax.random.key(0), "posterior of val")
     sums: dict[str, float] = {}
-    for batch in evaluation_batches(run, "val", run.config.data.batch_size):  # what a training step fits in, this does
-        if interruption.requested:
+    size = run.config.data.batch_size  # what a training step fits in, this does
+    for batch in evaluation_batches(run, "val", size, share=hosts.share(size)):
+        asked, placed = hosts.anybody(lambda: interruption.requested), training.place(batch)
+        if asked():
             return {}
-        for name, values in evaluate(params, training.place(batch), key).items():
-            sums[name] = sums.get(name, 0.0) + float(np.asarray(values, np.float64)[batch["mask"]].sum())
+        mask = hosts.gathered(placed["mask"])
+        for name, values in evaluate(params, placed, key).items():
+            sums[name] = sums.get(name, 0.0) + float(hosts.gathered(values)[mask].sum(dtype=np.float64))
     return {name: total / run.data.splits["val"].n for name, total in sums.items()}
 
 
@@ -181,7 +196,7 @@ def _initial(run: Run, objective: Objective) -> TrainState:
     try:
         return training.init(run.model, objective, key, lambda params: transfer.take_over(run, params))
     except VaejaxError:
-        for name in ("config.json", "data.json"):  # nothing has begun: the mended command may use the folder
+        for name in ("config.json", "data.json") if hosts.first() else ():  # nothing has begun: the mended command may use it
             (run.directory / name).unlink(missing_ok=True)
         raise
 

@@ -6,17 +6,21 @@ from typing import Any, Self
 
 from etils import epath
 
-from vaejax import runs
+from vaejax import hosts, runs
 
 
 class Journal:
     """Appends to a run's journal; a context manager, since two files are open.
 
-    A run that goes on after `step` first drops the lines beyond it, which belong to steps that were lost.
+    A run that goes on after `step` first drops the lines beyond it, which belong to steps that were lost. Of several processes,
+    the first writes.
     """
 
     def __init__(self, directory: epath.Path, step: int) -> None:
         """Opens the journal of a run directory at `step`."""
+        self._events = None
+        if not hosts.first():
+            return
         from tensorboardX import SummaryWriter
 
         self._file = directory / "metrics.jsonl"
@@ -26,6 +30,8 @@ class Journal:
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """Adds the values of a split ("train", "val") at a step."""
+        if self._events is None:
+            return
         with self._file.open("a") as file:
             file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         for name, value in values.items():
@@ -37,7 +43,8 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Writes out what is buffered."""
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 def read(directory: epath.Path) -> list[dict[str, Any]]:

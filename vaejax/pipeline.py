@@ -30,6 +30,7 @@ def training_batches(
     levels: int | None,
     seed: int,
     first_step: int = 0,
+    share: slice = slice(None),
 ) -> Iterator[dict[str, np.ndarray]]:
     """Full batches from `first_step` on, without end: those of the stream from 0 with `first_step` batches dropped.
 
@@ -43,10 +44,11 @@ def training_batches(
         levels: grey levels to round to at the end, from 0 to 1; None leaves the values alone.
         seed: of the order and the changes.
         first_step: the step of the first batch.
+        share: the rows of each batch to make, those of one process of several; together they are what one would make.
 
     Returns:
         An iterator of {"image": float32[B, H, W, C] in [0, 1], "mask": bool[B], all true, "index": int32[B]}, and
-        whatever else the split has, such as "label": int32[B]. The arrays are read-only.
+        whatever else the split has, such as "label": int32[B]; B counts the rows of `share`. The arrays are read-only.
 
     Raises:
         DataError: the split has fewer than `batch_size` images.
@@ -59,12 +61,13 @@ def training_batches(
     read = _reader(split)
 
     def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        index = epoch_order(step * batch_size + tf.range(batch_size, dtype=tf.int64), split.n, seed)
+        index = epoch_order(step * batch_size + tf.range(batch_size, dtype=tf.int64), split.n, seed)[share]
         columns = read(index)
         images = tf.cast(columns["image"], tf.float32) / white
-        images = augmentation.augment(images, tf.stack([tf.constant(seed, tf.int64), step]), augment)
+        changes = augmentation.draw(augment, batch_size, tf.stack([tf.constant(seed, tf.int64), step]))
+        images = augmentation.apply(images, {name: rows[share] for name, rows in changes.items()})
         images = images if levels is None else quantize(images, levels)
-        return columns | {"image": images, "mask": tf.ones(batch_size, tf.bool), "index": tf.cast(index, tf.int32)}
+        return columns | {"image": images, "mask": tf.ones_like(index, tf.bool), "index": tf.cast(index, tf.int32)}
 
     options = tf.data.Options()
     options.deterministic = True
@@ -76,7 +79,7 @@ def training_batches(
     return _stream(batches.with_options(options))
 
 
-def epoch_order(positions: Int64[tf.Tensor, "B"], n: int, seed: int) -> Int64[tf.Tensor, "B"]:
+def epoch_order(positions: Int64[tf.Tensor, " B"], n: int, seed: int) -> Int64[tf.Tensor, " B"]:
     """The images at `positions` of the endless stream: epoch e is a permutation of 0..n-1 of its own, by (seed, e).
 
     Args:
@@ -98,7 +101,7 @@ def quantize(images: Float32[tf.Tensor, "*B"], levels: int) -> Float32[tf.Tensor
     return tf.round(images * (levels - 1)) / (levels - 1)
 
 
-def _epoch_key(seed: int, epoch: tf.Tensor) -> Int64[tf.Tensor, "3"]:
+def _epoch_key(seed: int, epoch: tf.Tensor) -> Int64[tf.Tensor, " 3"]:
     pair = tf.stack([tf.constant(seed, tf.int64), epoch])
     return tf.random.stateless_uniform([3], pair, minval=None, maxval=None, dtype=tf.int64, alg="philox")
 
@@ -132,7 +135,7 @@ def _reader(split: Split) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
         _step_aside()  # on the thread that makes the batch
         return list(split.read(rows).values())
 
-    def read(index: Int64[tf.Tensor, "B"]) -> dict[str, tf.Tensor]:
+    def read(index: Int64[tf.Tensor, " B"]) -> dict[str, tf.Tensor]:
         columns = tf.numpy_function(rows_of, [index], types, stateful=False)
         for column, one in zip(columns, example.values(), strict=True):
             column.set_shape([index.shape[0], *one.shape[1:]])

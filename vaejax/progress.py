@@ -8,6 +8,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vaejax import hosts
+
 Item = TypeVar("Item")
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -30,6 +32,9 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], 
         TimeRemainingColumn(),
         TextColumn("{task.fields[words]}"),
     )
+    if not hosts.first():
+        yield lambda count, words: None
+        return
     if not console.is_terminal:
         yield _lines(title, total)
         return

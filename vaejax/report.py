@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from vaejax import config as configuration
-from vaejax import experiment, journal, keys, runs
+from vaejax import experiment, hosts, journal, keys, runs
 from vaejax.applications import generation, reconstruction
 from vaejax.batches import Batch
 from vaejax.datasets import Split
@@ -45,27 +45,30 @@ _PACKAGES = ("vaejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "dm
 
 
 def write(run: Run, best: bool = False) -> epath.Path:
-    """Draws a run's report and returns the path of `report/index.html`.
+    """Draws a run's report and returns the path of `report/index.html`. Of several processes, which all call, the first draws.
 
     Raises:
         CheckpointError: there is nothing to report on.
     """
     trained = experiment.restore(run, best)
+    page = run.directory / "report" / "index.html"
+    if not hosts.first():
+        return page
+    params = hosts.local(trained.params)
     evaluation_file = run.directory / "evaluation.json"
     values = {
         "title": f"vaejax: {run.directory.name}",
         "step": trained.step,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "data": runs.read_json(run.directory / "data.json"),
         "evaluation": runs.read_json(evaluation_file) if evaluation_file.exists() else None,
-        "pictures": _pictures(run, trained.params),
+        "pictures": _pictures(run, params),
         "frechet": runs.read_json(run.directory / "frechet.json") if (run.directory / "frechet.json").exists() else None,
         "config": _public_config(run),
         "versions": _versions(),
         "date": datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
     environment = jinja2.Environment(autoescape=True, loader=jinja2.PackageLoader("vaejax", "templates"))
-    page = run.directory / "report" / "index.html"
     page.parent.mkdir(exist_ok=True)
     runs.write_text(page, environment.get_template("report.html").render(values))
     return page

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from vaejax import config as configuration
-from vaejax import config_file, datasets, models
+from vaejax import config_file, datasets, hosts, models
 from vaejax.config import Config
 from vaejax.datasets import DataSet
 from vaejax.errors import DataError, TrainingError
@@ -75,17 +75,18 @@ def create(directory: str, config: Config) -> Run:
     """
     path = epath.Path(directory)
     file = path / "config.json"
-    if file.exists():
-        _require_same(config_file.load(file), config, directory)
-    run = _open(path, config)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"--workdir={directory}: expected a folder to write to: {error}. Choose another.") from error
-    write_json(path / "data.json", _describe(run.data))
-    write_json(file, configuration.to_dict(config))
-    if run.data.skipped:
-        _write_private(path, run.data)
+    with hosts.first_before_others("run"):
+        if file.exists():
+            _require_same(config_file.load(file), config, directory)
+        run = _open(path, config)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(f"--workdir={directory}: expected a folder to write to: {error}. Choose another.") from error
+        write_json(path / "data.json", _describe(run.data))
+        write_json(file, configuration.to_dict(config))
+        if run.data.skipped and hosts.first():
+            _write_private(path, run.data)
     return run
 
 
@@ -197,7 +198,9 @@ def write_text(path: epath.Path, text: str) -> None:
 
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
-    """Writes beside and renames, so that no reader, and no file after a kill, has half of it."""
+    """The first process writes beside and renames, so that no reader, and no file after a kill, has half of it."""
+    if not hosts.first():
+        return
     temporary = path.parent / f"{path.name}.tmp"
     temporary.write_bytes(content)
     temporary.replace(path)

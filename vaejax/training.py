@@ -13,16 +13,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from vaejax import objectives, optimizers
+from vaejax import hosts, objectives, optimizers
 from vaejax.batches import Batch
 from vaejax.config import Config, ObjectiveConfig
 from vaejax.errors import TrainingError
 from vaejax.keys import of_examples, stream
 from vaejax.models import Model, Params, condition_of
-from vaejax.objectives import Objective, Terms, validation_terms
+from vaejax.objectives import Objective, Terms, masked_mean, validation_terms
 
 
 class TrainState(NamedTuple):
@@ -44,6 +43,8 @@ class Report(NamedTuple):
     """What the step minimised, nats an image."""
     terms: Terms
     """Per example, nats an image."""
+    means: Terms
+    """The terms' means over the batch, `[]`."""
     gradient_norm: Float[Array, ""]
     gauges: dict[str, Float[Array, ""]]
     """What stands after the step and is no mean over it (see `objectives.Update`)."""
@@ -51,12 +52,6 @@ class Report(NamedTuple):
 
 TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Report]]
 EvalStep = Callable[[Params, Batch, Key[Array, ""]], Terms]
-
-
-@functools.cache
-def mesh() -> Mesh:
-    """All devices along one axis, `"data"`."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def objective_of(model: Model, config: Config) -> Objective:
@@ -76,20 +71,20 @@ def init(
         key: of the initial weights and of the objective's own.
         begin: what to make of the initial weights, such as to take over another run's; not traced.
     """
-    params = begin(jax.jit(model.init, out_shardings=_replicated())(key))
+    params = begin(jax.jit(model.init, out_shardings=hosts.replicated())(key))
 
     def build(params: Params, key: Key[Array, ""]) -> TrainState:
         return TrainState(
             jnp.int32(0), params, jax.tree.map(jnp.copy, params), objective.init(params, stream(key, "objective"))
         )
 
-    return jax.jit(build, out_shardings=_replicated())(params, key)
+    return jax.jit(build, out_shardings=hosts.replicated())(params, key)
 
 
 def abstract(model: Model, objective: Objective) -> TrainState:
     """Shapes, types and shardings of a state, to restore one into."""
     shapes = jax.eval_shape(functools.partial(init, model, objective), jax.random.key(0))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_replicated()), shapes)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=hosts.replicated()), shapes)
 
 
 def train_step(objective: Objective, ema_decay: float) -> TrainStep:
@@ -103,7 +98,8 @@ def train_step(objective: Objective, ema_decay: float) -> TrainStep:
         update = objective.update(state.params, state.objective, batch, key, state.step)
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), state.ema, update.params)
-        report = Report(update.loss, update.terms, update.gradient_norm, update.gauges)
+        means = {name: masked_mean(values, batch["mask"]) for name, values in update.terms.items()}
+        report = Report(update.loss, update.terms, means, update.gradient_norm, update.gauges)
         return TrainState(state.step + 1, update.params, ema, update.state), report
 
     return jax.jit(step, donate_argnums=0)
@@ -121,17 +117,15 @@ def eval_step(model: Model, config: ObjectiveConfig) -> EvalStep:
 
 
 def place(batch: Batch) -> Batch:
-    """Puts a batch on the devices, its rows divided among them.
+    """Puts a batch on the devices, its rows divided among them; of several processes, each gives its own rows.
 
     Raises:
         TrainingError: where they do not divide, with the nearest sizes that do.
     """
-    rows, devices = len(batch["index"]), jax.device_count()
-    if rows % devices:
-        below = rows // devices * devices
-        sizes = " or ".join(str(size) for size in (below, below + devices) if size)
-        raise TrainingError(f"data.batch_size={rows}: expected a multiple of the {devices} devices; choose {sizes}.")
-    return jax.device_put(dict(batch), NamedSharding(mesh(), PartitionSpec("data")))
+    hosts.require_shares(len(batch["index"]) * jax.process_count())
+    if jax.process_count() == 1:
+        return jax.device_put(dict(batch), hosts.by_rows())
+    return {name: jax.make_array_from_process_local_data(hosts.by_rows(), rows) for name, rows in batch.items()}
 
 
 @contextlib.contextmanager
@@ -156,18 +150,20 @@ def check_finite(report: Report, index: Int[np.ndarray, " b"], step: int) -> dic
     Raises:
         TrainingError: where a term is not finite, naming the term, the step and the images.
     """
-    for name, values in report.terms.items():
-        bad = index[~np.isfinite(np.asarray(values))]
-        if len(bad):
+    means = {name: float(value) for name, value in report.means.items()}
+    for name, mean in means.items():
+        if not math.isfinite(mean):
+            bad = index[~np.isfinite(hosts.own(report.terms[name]))]
             named = ", ".join(str(i) for i in bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
-            raise TrainingError(_not_finite(name, step, f"for training images {named} (by index)"))
+            where = f"for training images {named} (by index)" if len(bad) else "for images that another process holds"
+            raise TrainingError(_not_finite(name, step, where))
     scalars = {"loss": float(report.loss), "gradient_norm": float(report.gradient_norm)}
     scalars |= {name: float(value) for name, value in report.gauges.items()}
     for name, value in scalars.items():
         if not math.isfinite(value):
             named = ", ".join(str(i) for i in index[:10])
             raise TrainingError(_not_finite(name, step, f"in the batch of training images {named}, ... (by index)"))
-    return {name: float(np.mean(values)) for name, values in report.terms.items()} | scalars
+    return means | scalars
 
 
 def _not_finite(term: str, step: int, where: str) -> str:
@@ -175,7 +171,3 @@ def _not_finite(term: str, step: int, where: str) -> str:
         f"step {step}: {term} is not finite {where}. Nothing of this step was saved. Look at those images; "
         "lower optimizer.learning_rate or optimizer.clip_norm, or lengthen optimizer.warmup_steps, in another --workdir."
     )
-
-
-def _replicated() -> NamedSharding:
-    return NamedSharding(mesh(), PartitionSpec())

@@ -3,12 +3,11 @@
 import math
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vaejax.config import ModelConfig
 from vaejax.networks.convolutions import Convolution, Subpixel, Upsampling
-from vaejax.networks.layers import activated, hidden
+from vaejax.networks.layers import activated, hidden, wide
 
 
 class CNNEncoder(nn.Module):
@@ -22,7 +21,7 @@ class CNNEncoder(nn.Module):
         """Maps `[b, h, w, c]` to `[b, outputs]`, float32."""
         x = _down(self.config, images)
         x = hidden(self.config, x.reshape(x.shape[0], -1), self.config.hidden)
-        return nn.Dense(self.outputs, dtype=self.config.dtype)(x).astype(jnp.float32)
+        return wide(nn.Dense(self.outputs, dtype=self.config.dtype)(x))
 
 
 class CNNDecoder(nn.Module):
@@ -49,7 +48,7 @@ class GridEncoder(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 outputs"]:
         """Maps `[b, h, w, c]` to `[b, *sizes_of(config, image_shape)[-1], outputs]`, float32."""
-        return nn.Dense(self.outputs, dtype=self.config.dtype)(_down(self.config, images)).astype(jnp.float32)
+        return wide(nn.Dense(self.outputs, dtype=self.config.dtype)(_down(self.config, images)))
 
 
 class GridDecoder(nn.Module):
@@ -89,7 +88,7 @@ def _up(config: ModelConfig, x: Float[Array, "b h2 w2 d"], image_shape: tuple[in
         x = activated(config, Upsampling(width, size, dtype=config.dtype)(x))
     for _ in range(_blocks(config)):
         x = _residual(config, x)
-    return Subpixel(image_shape[-1], image_shape[:2], dtype=config.dtype)(x).astype(jnp.float32)
+    return wide(Subpixel(image_shape[-1], image_shape[:2], dtype=config.dtype)(x))
 
 
 def _blocks(config: ModelConfig) -> int:

@@ -1,10 +1,10 @@
 """A convolutional network that tells images from what a model makes, and shows what it looks at."""
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vaejax.networks.convolutions import Convolution
+from vaejax.networks.layers import wide
 
 
 class Discriminator(nn.Module):
@@ -19,4 +19,4 @@ class Discriminator(nn.Module):
         for width in self.features:
             x = nn.leaky_relu(Convolution(width, stride=2)(x), negative_slope=0.2)
             layers.append(x)
-        return nn.Dense(1)(x.reshape(len(x), -1))[:, 0].astype(jnp.float32), tuple(layers)
+        return wide(nn.Dense(1)(x.reshape(len(x), -1))[:, 0]), tuple(layers)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from vaejax.config import ModelConfig
 from vaejax.networks.activations import ACTIVATIONS
+from vaejax.networks.layers import wide
 
 GATE = 1.5
 """What is added to the raw gates, so that a step begins near the identity."""
@@ -48,7 +49,7 @@ class _Autoregressive(nn.Module):
         x = activate(self._masked("first", z, order, units, strict=False) + dense[0](context))
         x = activate(self._masked("second", x, units, units, strict=False))
         x = self._masked("last", x, units, np.tile(order, 2), strict=True) + dense[1](context)
-        location, gate = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        location, gate = jnp.split(wide(x), 2, axis=-1)
         return location, gate + GATE
 
     def _masked(self, name: str, x: jax.Array, before: np.ndarray, after: np.ndarray, strict: bool) -> jax.Array:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from vaejax.config import ModelConfig
 from vaejax.networks.convolutions import Convolution, Subpixel, Upsampling
-from vaejax.networks.layers import activated
+from vaejax.networks.layers import activated, wide
 
 NARROW = 4
 """A block's 3x3 convolution has so many times fewer channels than its ends."""
@@ -41,7 +41,7 @@ class PriorHead(nn.Module):
         size = self.config.latent_size
         y = Block(self.config, 2 * size + x.shape[-1])(x)
         location, log_scale, rest = jnp.split(y, [size, 2 * size], axis=-1)
-        return location.astype(jnp.float32), log_scale.astype(jnp.float32), rest
+        return wide(location), wide(log_scale), rest
 
 
 class PosteriorHead(nn.Module):
@@ -53,7 +53,7 @@ class PosteriorHead(nn.Module):
     def __call__(self, x: Float[Array, "n h w d"], risen: Float[Array, "n h w d"]) -> tuple[jax.Array, jax.Array]:
         """Maps two `[n, h, w, d]` to two `[n, h, w, latent_size]`, float32."""
         y = Block(self.config, 2 * self.config.latent_size, zero=True)(jnp.concatenate([x, risen], axis=-1))
-        mean, log_scale = jnp.split(y.astype(jnp.float32), 2, axis=-1)
+        mean, log_scale = jnp.split(wide(y), 2, axis=-1)
         return mean, log_scale
 
 
@@ -92,7 +92,7 @@ class ToImage(nn.Module):
     def __call__(self, x: Float[Array, "n h w d"]) -> Float[Array, "n h2 w2 c"]:
         """Applies the layer."""
         x = Subpixel(self.image_shape[-1], self.image_shape[:2], dtype=self.config.dtype)(activated(self.config, x))
-        return x.astype(jnp.float32)
+        return wide(x)
 
 
 class Block(nn.Module):

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vaejax.config import ModelConfig
@@ -14,6 +15,11 @@ GROUPS, SMALLEST = 8, 4
 def activated(config: ModelConfig, x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
     """Normalised over the last axis, or over groups of it and all pixels, where configured; then the nonlinearity."""
     return ACTIVATIONS[config.activation](_normalized(config, x))
+
+
+def wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """At least float32: what leaves a network, whatever it was computed in."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def hidden(config: ModelConfig, x: Float[Array, "b n"], widths: tuple[int, ...]) -> Float[Array, "b m"]:

@@ -3,11 +3,10 @@
 import math
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vaejax.config import ModelConfig
-from vaejax.networks.layers import hidden
+from vaejax.networks.layers import hidden, wide
 
 
 class MLPEncoder(nn.Module):
@@ -20,7 +19,7 @@ class MLPEncoder(nn.Module):
     def __call__(self, images: Float[Array, "b ..."]) -> Float[Array, "b outputs"]:
         """Maps `[b, *spatial, c]` to `[b, outputs]`, float32."""
         x = hidden(self.config, images.reshape(images.shape[0], -1), self.config.hidden)
-        return nn.Dense(self.outputs, dtype=self.config.dtype)(x).astype(jnp.float32)
+        return wide(nn.Dense(self.outputs, dtype=self.config.dtype)(x))
 
 
 class MLPDecoder(nn.Module):
@@ -34,4 +33,4 @@ class MLPDecoder(nn.Module):
         """Maps `[b, d]` to `[b, *image_shape]`, float32."""
         x = hidden(self.config, latents, self.config.hidden[::-1])
         x = nn.Dense(math.prod(self.image_shape), dtype=self.config.dtype)(x)
-        return x.reshape(-1, *self.image_shape).astype(jnp.float32)
+        return wide(x.reshape(-1, *self.image_shape))

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from vaejax.config import ModelConfig
 from vaejax.networks.activations import ACTIVATIONS
+from vaejax.networks.layers import wide
 
 
 class TransformerEncoder(nn.Module):
@@ -23,7 +24,7 @@ class TransformerEncoder(nn.Module):
         p = config.patch_size
         patches = images.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)
         tokens = _Blocks(config)(nn.Dense(config.width, dtype=config.dtype)(patches))
-        return nn.Dense(self.outputs, dtype=config.dtype)(tokens.reshape(b, -1)).astype(jnp.float32)
+        return wide(nn.Dense(self.outputs, dtype=config.dtype)(tokens.reshape(b, -1)))
 
 
 class TransformerDecoder(nn.Module):
@@ -41,7 +42,7 @@ class TransformerDecoder(nn.Module):
         tokens = nn.Dense(rows * columns * config.width, dtype=config.dtype)(latents).reshape(-1, rows * columns, config.width)
         patches = nn.Dense(p * p * c, dtype=config.dtype)(_Blocks(config)(tokens))
         images = patches.reshape(-1, rows, columns, p, p, c).transpose(0, 1, 3, 2, 4, 5)
-        return images.reshape(-1, h, w, c).astype(jnp.float32)
+        return wide(images.reshape(-1, h, w, c))
 
 
 class CodeReader(nn.Module):
@@ -56,7 +57,7 @@ class CodeReader(nn.Module):
         start = nn.Dense(config.width, dtype=config.dtype)(told)[:, jnp.newaxis]
         before = nn.Embed(config.codes, config.width, dtype=config.dtype)(codes[:, :-1].astype(jnp.int32))
         tokens = _Blocks(config, causal=True)(jnp.concatenate([start, before], axis=1))
-        return nn.Dense(config.codes, dtype=config.dtype)(tokens).astype(jnp.float32)
+        return wide(nn.Dense(config.codes, dtype=config.dtype)(tokens))
 
 
 class _Blocks(nn.Module):
