@@ -9,7 +9,7 @@ from vaejax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The default network with a scale for every pixel, since it has more latents than an image has edges."""
+    """The quickstart's networks, and a scale for every pixel, since edges are less certain than lungs."""
     config = default_config()
     config.data.name = "medmnist"
     config.data.path = "pneumoniamnist.npz"

@@ -13,7 +13,6 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from vaejax import config as configuration
 from vaejax import runs
 from vaejax.config import Config, from_dict
 from vaejax.datasets import DataSet
@@ -50,7 +49,7 @@ def test_a_new_directory_says_what_was_asked_and_of_which_images(tmp_path, image
     run = runs.create(str(tmp_path / "deep" / "run"), config)
     directory = tmp_path / "deep" / "run"
     assert sorted(path.name for path in directory.iterdir()) == ["config.json", "data.json"]
-    assert configuration.load(directory / "config.json") == config == run.config
+    assert config_file.load(directory / "config.json") == config == run.config
     assert _json(directory / "data.json") == {
         "fingerprint": run.data.fingerprint,
         "image_shape": [5, 4, 1],
@@ -85,13 +84,13 @@ def test_another_configuration_is_refused_by_the_fields_that_differ(tmp_path, im
     fields = [line.strip() for line in str(error.value).splitlines() if line.startswith("  ")]
     assert fields == ["seed: 0 -> 1", "optimizer.learning_rate: 0.001 -> 0.01"]
     assert str(error.value).startswith(str(tmp_path / "run"))
-    assert configuration.load(tmp_path / "run" / "config.json") == _config(images)
+    assert config_file.load(tmp_path / "run" / "config.json") == _config(images)
 
 
 def test_more_steps_extend_a_run(tmp_path, images):
     first = runs.create(str(tmp_path / "run"), _config(images, training={"steps": 10}))
     longer = runs.create(str(tmp_path / "run"), _config(images, training={"steps": 20}))
-    assert configuration.load(tmp_path / "run" / "config.json").training.steps == 20
+    assert config_file.load(tmp_path / "run" / "config.json").training.steps == 20
     assert longer.fingerprint == first.fingerprint
 
 
@@ -99,7 +98,7 @@ def test_fewer_steps_are_refused(tmp_path, images):
     runs.create(str(tmp_path / "run"), _config(images, training={"steps": 20}))
     with pytest.raises(TrainingError, match=r"training\.steps=19 is fewer than the run's 20"):
         runs.create(str(tmp_path / "run"), _config(images, training={"steps": 19}))
-    assert configuration.load(tmp_path / "run" / "config.json").training.steps == 20
+    assert config_file.load(tmp_path / "run" / "config.json").training.steps == 20
 
 
 def test_a_damaged_config_file_is_named(tmp_path, images):
