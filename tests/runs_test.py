@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from vaejax import runs
+from vaejax import config_file, runs
 from vaejax.config import Config, from_dict
 from vaejax.datasets import DataSet
 from vaejax.errors import ConfigError, DataError, TrainingError
