@@ -1,6 +1,6 @@
 """MedNIST: X-rays, CT and MR images of six kinds, 64x64, from class folders of JPEG files, convolutions, 64 latents.
 
-    python train.py --config=configs/mednist.py --workdir=runs/mednist --config.data.path=FOLDER
+python train.py --config=configs/mednist.py --workdir=runs/mednist --config.data.path=FOLDER
 """
 
 from ml_collections import ConfigDict

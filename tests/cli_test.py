@@ -351,3 +351,58 @@ def test_help_lists_every_sampler(capsys, verb):
         cli.main([verb, "--help"])
     (choices,) = re.findall(r"--sampler \{([a-z,]+)\}", capsys.readouterr().out.partition("Example")[2])
     assert choices.removesuffix(",both").split(",") == list(SAMPLERS)
+
+
+# --- several processes
+
+
+@pytest.mark.parametrize("given", [["--process=0"], ["--coordinator=a:1", "--processes=2"]])
+def test_what_is_said_of_the_other_processes_is_said_whole(tmp_path, capsys, given):
+    status = cli.main(
+        ["train", "--config", str(ROOT / "configs" / "quickstart.py"), "--workdir", str(tmp_path / "run"), *given]
+    )
+    assert status == cli.ERROR_EXIT
+    assert "--coordinator, --processes and --process go together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "slurm.sh", "jobset.yaml"])
+def test_the_files_for_clusters_name_flags_and_fields_that_exist(name):
+    text = (ROOT / "deploy" / name).read_text()
+    code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    flags = [flag for flag in re.findall(r"--[a-z][\w.=/$():-]*", code) if not flag.startswith(BUILDING)]
+    known, unknown = cli._parser().parse_known_args(
+        ["train", *(flag.replace("$(JOB_COMPLETION_INDEX)", "1") for flag in flags)]
+    )
+    assert flags
+    config_file.load(ROOT / known.config if known.config else None, unknown)
+
+
+BUILDING = (
+    "--no-cache-dir",
+    "--create-home",
+    "--kill-on-bad-exit",
+    "--job-name",
+    "--nodes",
+    "--ntasks",
+    "--gpus",
+    "--cpus",
+    "--time",
+    "--requeue",
+    "--open-mode",
+    "--signal",
+)
+"""Flags of other programs in those files."""
+
+
+# --- compiled programs
+
+
+def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
+    cli._keep_compiled_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    cli._keep_compiled_programs()
+    assert Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).parent == tmp_path / "vaejax"
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")

@@ -21,6 +21,7 @@ from vaejax.errors import ConfigError
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 PARTNERS = {
+    ("objective.parts", 10_000): {"data.batch_size": 10_000},
     ("data.binarization", "static"): {"model.likelihood": "bernoulli"},
     ("data.binarization", "dynamic"): {"model.likelihood": "bernoulli"},
     ("model.likelihood", "bernoulli"): {"data.binarization": "dynamic"},
@@ -247,6 +248,10 @@ def test_a_section_is_no_value(value):
         ({"model.network": "transformer", "model.width": 10}, "model.width=10", "model.heads=4, such as 8"),
         ({"objective.name": "iwae", "objective.free_bits": 1.0}, "objective.free_bits=1.0", 'objective.name="elbo"'),
         ({"objective.gradient": "doubly_reparameterized"}, "objective.gradient='doubly", 'objective.name="iwae"'),
+        ({"objective.parts": 3}, "objective.parts=3", "data.batch_size=128, such as 1"),
+        ({"objective.parts": 12}, "objective.parts=12", "such as 4"),
+        ({"objective.parts": 2, "objective.free_bits": 1.0}, "objective.parts=2", "whole batch"),
+        ({"objective.parts": 2, "objective.name": "vq", "model.family": "vq"}, "objective.parts=2", "'vq' takes a batch whole"),
         ({"objective.name": "vq", "objective.free_bits": 1.0, "model.family": "vq"}, "objective.free_bits=1.0", "'vq'"),
         ({"objective.name": "vae_gan", "objective.samples": 2}, "objective.samples=2", "objective.samples=1"),
         ({"objective.name": "vae_gan", "model.family": "hierarchical", "model.network": "resnet"}, "objective.name", "'elbo'"),

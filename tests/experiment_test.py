@@ -243,7 +243,7 @@ def test_a_step_that_does_not_fit_names_the_batch_size_to_try(tmp_path, monkeypa
 
     monkeypatch.setattr(training, name, lambda *_: full)
     run = create(tmp_path)
-    with pytest.raises(TrainingError, match=rf"{field}={rows}: does not fit.* Try {field}={smaller}\."):
+    with pytest.raises(TrainingError, match=rf"{field}={rows}: does not fit.* Try {field}={smaller}, "):
         train(run)
     assert saved(run) == []
 

@@ -68,6 +68,17 @@ def test_the_terms_are_those_of_the_inference():
     np.testing.assert_allclose(terms["rate"], inference.kl[0] + jnp.arange(6.0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("config", [{}, {"name": "iwae", "samples": 3}, {"samples": 2, "beta": 0.5}])
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_a_batch_in_parts_is_the_whole_batch(config, parts):
+    masked = {**batch(), "mask": np.array([True, True, False, True, True, False])}  # with six parts, two have nothing
+    whole, divided = update(data=masked, **config), update(data=masked, parts=parts, **config)
+    np.testing.assert_allclose(divided.loss, whole.loss, rtol=1e-5)
+    for name, values in whole.terms.items():
+        np.testing.assert_allclose(divided.terms[name], values, rtol=1e-5)
+    assert_near(gradient(divided), gradient(whole))
+
+
 @pytest.mark.parametrize("beta", [0.0, 1.0, 4.0])
 def test_the_loss_is_distortion_plus_beta_times_rate(beta):
     result = update(beta=beta)

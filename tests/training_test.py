@@ -164,10 +164,10 @@ def test_out_of_memory_names_half_the_batch_as_a_multiple_of_the_devices(monkeyp
         with training.explain_out_of_memory("data.batch_size", rows):
             raise jax.errors.JaxRuntimeError(message)
 
-    with pytest.raises(TrainingError, match=r"data\.batch_size=128: .*Try data\.batch_size=64\."):
+    with pytest.raises(TrainingError, match=r"data\.batch_size=128: .*Try data\.batch_size=64, or more objective\.parts"):
         fail(128)
     monkeypatch.setattr(jax, "device_count", lambda: 8)
-    with pytest.raises(TrainingError, match=r"Try data\.batch_size=16\."):
+    with pytest.raises(TrainingError, match=r"Try data\.batch_size=16,"):
         fail(40)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         fail(40, "INTERNAL: something else")

@@ -1,10 +1,13 @@
 """The program: `vaejax VERB ...`, and `python train.py`, which is its verb `train`."""
 
 import argparse
+import hashlib
 import math
 import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported anywhere: its start-up notes help nobody
@@ -21,6 +24,7 @@ ERROR_EXIT = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit status: 0, 1 after a user's error, 130 after Ctrl-C, 143 after SIGTERM."""
+    _keep_compiled_programs()
     parser = _parser()
     known, unknown = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
     if unknown and known.verb != "train":
@@ -36,6 +40,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"vaejax: {message}", file=sys.stderr)
         return SIGTERM_EXIT if isinstance(error, Terminated) else ERROR_EXIT
     return 0
+
+
+def _keep_compiled_programs() -> None:
+    """Lets JAX keep what it compiles for the next command, unless the environment says where, or nowhere ("").
+
+    A program may use whatever the processor has that it was compiled on, so the folder is named by the processor: a home is
+    often shared by many machines.
+    """
+    processor = Path("/proc/cpuinfo")
+    lines = processor.read_text().splitlines() if processor.exists() else [platform.processor(), platform.machine()]
+    able = next((line for line in lines if line.startswith(("flags", "Features"))), " ".join(lines[:2]))
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "vaejax" / f"compiled-{hashlib.sha256(able.encode()).hexdigest()[:16]}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def _parser() -> argparse.ArgumentParser:

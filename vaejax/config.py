@@ -215,6 +215,12 @@ class ObjectiveConfig(Section):
         "iwae: the encoder's gradient, plain, or doubly reparameterized (less noise with many draws)",
         choices=("reparameterized", "doubly_reparameterized"),
     )
+    parts: int = declare(
+        1,
+        "elbo, iwae: a batch is taken in so many parts, one after the other, for less memory; the gradient is the whole one's",
+        low=1,
+        high=10_000,
+    )
     beta: float = declare(1.0, "weight of the rate", low=0.0, high=1_000.0)
     warmup_steps: int = declare(0, "steps over which beta grows linearly to its value", low=0, high=1_000_000_000)
     free_bits: float = declare(0.0, "elbo: rate, nats per image and level, below which it costs the same", low=0.0, high=1e5)
@@ -241,6 +247,9 @@ class ObjectiveConfig(Section):
                 f"objective.free_bits={self.free_bits}: is of the evidence lower bound, and the objective is {self.name!r}. "
                 'Choose objective.free_bits=0, or objective.name="elbo".'
             )
+        if self.parts > 1 and (self.name not in ("elbo", "iwae") or self.free_bits):
+            why = "free bits are of a whole batch" if self.free_bits else f"{self.name!r} takes a batch whole"
+            raise ConfigError(f"objective.parts={self.parts}: {why}. Choose objective.parts=1.")
         if self.name in ("vq", "vae_gan") and self.samples != 1:
             raise ConfigError(f"objective.samples={self.samples}: {self.name!r} takes one draw. Choose objective.samples=1.")
         if self.name != "iwae" and self.gradient != "reparameterized":
@@ -374,6 +383,11 @@ class Config(Section):
             raise ConfigError(
                 f"optimizer.weight_decay={self.optimizer.weight_decay}: {self.optimizer.name!r} has none. "
                 'Choose optimizer.name="adamw" or "lion", or weight_decay=0.'
+            )
+        if self.data.batch_size % self.objective.parts:
+            raise ConfigError(
+                f"objective.parts={self.objective.parts}: expected a divisor of data.batch_size={self.data.batch_size}, "
+                f"such as {math.gcd(self.objective.parts, self.data.batch_size)}."
             )
         if self.optimizer.warmup_steps >= self.training.steps:
             raise ConfigError(

@@ -141,7 +141,8 @@ def explain_out_of_memory(field: str, rows: int) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
             raise
         smaller = max(rows // 2 // jax.device_count(), 1) * jax.device_count()
-        raise TrainingError(f"{field}={rows}: does not fit in the device's memory. Try {field}={smaller}.") from error
+        parts = ", or more objective.parts, for the same batch in less memory" if field == "data.batch_size" else ""
+        raise TrainingError(f"{field}={rows}: does not fit in the device's memory. Try {field}={smaller}{parts}.") from error
 
 
 def check_finite(report: Report, index: Int[np.ndarray, " b"], step: int) -> dict[str, float]:

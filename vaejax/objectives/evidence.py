@@ -9,7 +9,7 @@ from vaejax.batches import Batch
 from vaejax.config import ObjectiveConfig
 from vaejax.keys import of_examples
 from vaejax.models import Model, Params, condition_of
-from vaejax.objectives.objective import Objective, Terms, beta_at, descent, elbo_terms, masked_mean, selected
+from vaejax.objectives.objective import Objective, Terms, beta_at, descent, elbo_terms, in_parts, masked_mean, selected
 
 
 def elbo(
@@ -30,4 +30,4 @@ def elbo(
         rate = sum(jnp.maximum(rate, config.free_bits) for rate in rates) if config.free_bits else sum(rates)
         return masked_mean(terms["distortion"], batch["mask"]) + beta_at(config, step) * rate, terms
 
-    return descent(jax.value_and_grad(loss, has_aux=True), optimizer, frozen)
+    return descent(in_parts(jax.value_and_grad(loss, has_aux=True), config.parts), optimizer, frozen)

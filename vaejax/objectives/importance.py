@@ -12,7 +12,7 @@ from vaejax.batches import Batch
 from vaejax.config import ObjectiveConfig
 from vaejax.keys import of_examples
 from vaejax.models import ENCODER, Model, Params, condition_of
-from vaejax.objectives.objective import Objective, Terms, beta_at, descent, elbo_terms, masked_mean, selected
+from vaejax.objectives.objective import Objective, Terms, beta_at, descent, elbo_terms, in_parts, masked_mean, selected
 
 
 def iwae(
@@ -46,7 +46,7 @@ def iwae(
             gradient = gradient | {ENCODER: pull(((1.0 - beta) * share + beta * share**2) * rows)[0][ENCODER]}
         return (masked_mean(-log_mean_exp(values), batch["mask"]), terms), gradient
 
-    return descent(value_and_gradient, optimizer, frozen)
+    return descent(in_parts(value_and_gradient, config.parts), optimizer, frozen)
 
 
 def log_mean_exp(log_weights: Float[Array, "k b"]) -> Float[Array, " b"]:

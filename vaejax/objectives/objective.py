@@ -69,6 +69,31 @@ def descent(
     return Objective(init, update)
 
 
+def in_parts(value_and_gradient: ValueAndGradient, parts: int) -> ValueAndGradient:
+    """The same for a batch in `parts`, one after the other: what is in memory at a time is that of one part.
+
+    Where value and gradient are means over the rows that count, so is what comes out: each part weighs as many as it has.
+    """
+    if parts == 1:
+        return value_and_gradient
+
+    def whole(
+        trained: Params, rest: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    ) -> tuple[tuple[jax.Array, Terms], Params]:
+        def add(sums: PyTree, part: Batch) -> tuple[PyTree, Terms]:
+            (value, terms), gradient = value_and_gradient(trained, rest, part, key, step)
+            share = part["mask"].sum() / batch["mask"].sum()
+            found = jax.tree.map(lambda leaf: jnp.where(share > 0, share * leaf, 0.0), (value, gradient))
+            return jax.tree.map(jnp.add, sums, found), terms
+
+        # Part i has rows i, i + parts, ..., so that every device has its share of each part.
+        cut = {name: jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0) for name, rows in batch.items()}
+        (value, gradient), terms = jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained)), cut)
+        return (value, {name: rows.T.reshape(-1) for name, rows in terms.items()}), gradient
+
+    return whole
+
+
 def parted(params: Params, frozen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parts that are trained, and those that stay."""
     trained = {name: part for name, part in params.items() if name not in frozen}

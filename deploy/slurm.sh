@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# One process a node, all of its GPUs each. Run directory and images lie on a file system that all nodes see.
+#   sbatch deploy/slurm.sh --config=configs/mednist.py --workdir=runs/mednist --config.data.path=/data/mednist
+# A job that ends early (time limit, lost node) is sent again by --requeue, and goes on from its newest whole checkpoint.
+#SBATCH --job-name=vaejax
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=16
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+# SIGTERM to every step two minutes before the limit: the step in flight is saved, and the job exits with 143.
+#SBATCH --signal=TERM@120
+set -euo pipefail
+
+# JAX finds address, number and rank of the processes in SLURM's own variables.
+srun --kill-on-bad-exit=1 vaejax train --distributed "$@"
