@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: train test check clean
+.PHONY: train test check bench clean
 
 train: $(VENV)/installed-examples  ## train the default on real images, evaluate it, draw its report
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -17,6 +17,9 @@ check: $(VENV)/installed-development  ## lint, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: .venv-bench/installed  ## against PyTorch, pythae, MONAI, Flax; MNIST= its IDX files, IMAGES= a folder of grey images
+	.venv-bench/bin/python benchmarks/bench.py --mnist='$(MNIST)' --images='$(IMAGES)'
+
 clean:  ## remove the environment; runs stay
 	rm -rf $(VENV)
 
@@ -25,4 +28,10 @@ $(VENV)/installed-%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+.venv-bench/installed: pyproject.toml benchmarks/requirements.txt
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --upgrade pip
+	.venv-bench/bin/python -m pip install --quiet --requirement benchmarks/requirements.txt --editable .
 	touch $@

@@ -22,73 +22,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from default_mlp import (
+    BATCH,
+    LATENTS,
+    LEARNING_RATE,
+    Weights,
+    config_for,
+    flat_images,
+    of_pythae,
+    of_vaejax,
+    pythae_vae,
+    read_images,
+    write_images,
+)
 from pythae.data.datasets import BaseDataset, DatasetOutput
-from pythae.models import VAE, VAEConfig
 from pythae.trainers import BaseTrainer, BaseTrainerConfig
 from sides import Run, Side, circumstances, interleave, table
 
 from vaejax import distributions as dist
 from vaejax import experiment, runs, training
-from vaejax.config import Config, from_dict
+from vaejax.config import Config
 
-LATENTS, BATCH, LEARNING_RATE = 20, 100, 1e-3
 TOLERANCE = 1e-4
 """Largest relative difference of the loss, given weights and noise; only vaejax bounds the posterior's scale, softly."""
 ROWS, CHUNK = 250, 50
 """Images, and importance samples of each, at a time."""
 
-Weights = dict[str, np.ndarray]
-"""`w0, b0` of the encoder's hidden layer, `w1, b1` of mean and log scale, `w2, b2` and `w3, b3` of the decoder."""
 
-
-def config_for(path: str) -> Config:
-    return from_dict(
-        {
-            "data": {"name": "idx", "path": path, "batch_size": BATCH, "binarization": "static"},
-            "model": {
-                "network": "mlp",
-                "hidden": (512,),
-                "latent_size": LATENTS,
-                "activation": "relu",
-                "likelihood": "bernoulli",
-            },
-            "optimizer": {"learning_rate": LEARNING_RATE, "schedule": "constant"},
-            "training": {"steps": 1_000_000},
-        }
-    )
-
-
-def of_vaejax(params: Any) -> Weights:
-    encoder, decoder = params["encoder"], params["decoder"]
-    layers = [encoder["Dense_0"], encoder["Dense_1"], decoder["Dense_0"], decoder["Dense_1"]]
-    return {f"w{i}": np.asarray(layer["kernel"]) for i, layer in enumerate(layers)} | {
-        f"b{i}": np.asarray(layer["bias"]) for i, layer in enumerate(layers)
-    }
-
-
-def of_pythae(vae: VAE) -> Weights:
-    encoder, decoder = vae.encoder, vae.decoder
-    heads = [encoder.embedding, encoder.log_var]
-    hidden, (first, last) = encoder.layers[0][0], (layers[0] for layers in decoder.layers)
-
-    def array(tensor: torch.Tensor) -> np.ndarray:
-        return tensor.detach().numpy().copy()
-
-    return {
-        "w0": array(hidden.weight).T,
-        "b0": array(hidden.bias),
-        "w1": np.concatenate([array(heads[0].weight).T, array(heads[1].weight).T / 2.0], axis=1),  # log variance -> log scale
-        "b1": np.concatenate([array(heads[0].bias), array(heads[1].bias) / 2.0]),
-        "w2": array(first.weight).T,
-        "b2": array(first.bias),
-        "w3": array(last.weight).T,
-        "b3": array(last.bias),
-    }
+def settings(path: str) -> Config:
+    optimizer = {"learning_rate": LEARNING_RATE, "schedule": "constant"}
+    return config_for(path, optimizer=optimizer, training={"steps": 1_000_000})
 
 
 def vaejax_steps(folder: Path, path: str) -> Run:
     """What `vaejax train` does in a step; weights and their average are written at the end of a turn."""
-    run_ = runs.create(str(folder / "run"), config_for(path))
+    run_ = runs.create(str(folder / "run"), settings(path))
     objective = training.objective_of(run_.model, run_.config)
     state, key = training.init(run_.model, objective, jax.random.key(0)), jax.random.key(1)
     step, batches = training.train_step(objective, run_.config.training.ema_decay), experiment.training_batches(run_, 0)
@@ -122,14 +90,9 @@ class Turn:
         return (next(self.stream) for _ in range(self.steps))
 
 
-def pythae_vae() -> VAE:
-    return VAE(VAEConfig(input_dim=(1, 28, 28), latent_dim=LATENTS, reconstruction_loss="bce"))
-
-
 def pythae_steps(folder: Path) -> Run:
     """The own loop of pythae over an epoch, so many batches long; weights are written at the end of a turn."""
-    with np.load(folder / "train.npz") as file:
-        images = file["images"]
+    images = read_images(folder, "train")
     torch.manual_seed(0)
     settings = BaseTrainerConfig(
         output_dir=str(folder / "pythae"),
@@ -235,10 +198,10 @@ def main() -> None:
     where = circumstances(["jax", "flax", "optax", "torch", "pythae"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run = runs.create(str(folder / "run"), config_for(arguments.data))
-        images = {split: flat_images(run, split) for split in ("train", "test")}
-        np.savez(folder / "train.npz", images=images["train"].reshape(-1, 1, 28, 28))
-        agreement = check_agreement(images["test"][:BATCH])
+        run = runs.create(str(folder / "run"), settings(arguments.data))
+        write_images(run, folder)
+        test = flat_images(run, "test")
+        agreement = check_agreement(test[:BATCH])
         sides = [
             Side("vaejax", functools.partial(vaejax_steps, folder, arguments.data)),
             Side("pythae", functools.partial(pythae_steps, folder)),
@@ -247,20 +210,15 @@ def main() -> None:
         found = {}
         for side in ("vaejax", "vaejax_last", "pythae"):
             with np.load(folder / f"{side}.npz") as file:
-                found[side] = nll(dict(file), images["test"], arguments.samples, bounded=side != "pythae")
+                found[side] = nll(dict(file), test, arguments.samples, bounded=side != "pythae")
     print(table(times, BATCH))
     print(f"\nvaejax / pythae, images/s: {times['pythae'].median / times['vaejax'].median:.2f}\n")
     print("| weights | NLL, nats | pythae's minus these |\n|---|---:|---:|")
     for side, told in (("vaejax", "vaejax, averaged"), ("vaejax_last", "vaejax, last"), ("pythae", "pythae, last")):
         print(f"| {told} | {interval(found[side])} | {interval(found['pythae'] - found[side])} |")
-    print(f"\n{len(images['test'])} test images, k = {arguments.samples}, {len(images['train'])} training images.")
+    print(f"\n{len(test)} test images, k = {arguments.samples}, {run.data.splits['train'].n} training images.")
     print(agreement)
     print(where)
-
-
-def flat_images(run: runs.Run, split: str) -> np.ndarray:
-    parts = [batch["image"][batch["mask"]] for batch in experiment.evaluation_batches(run, split, 1_000)]
-    return np.concatenate([np.asarray(part) for part in parts]).reshape(-1, 28 * 28)
 
 
 def interval(values: np.ndarray) -> str:

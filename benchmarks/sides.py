@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import multiprocessing
 import os
+import resource
 import shlex
 import statistics
 import sys
@@ -36,11 +37,15 @@ class Side(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds a step, one number a round."""
+    """Seconds a step, one number a round, and what a side cost beside them."""
 
     wall: list[float]
     processor: list[float]
     """Of all threads together."""
+    start: float
+    """Seconds of building, compiling and the first steps; imports not included."""
+    memory: list[float]
+    """Peak resident MiB after each round, beyond what the process held when all was imported."""
 
     @property
     def median(self) -> float:
@@ -48,27 +53,55 @@ class Times(NamedTuple):
         return statistics.median(self.wall)
 
 
+class Ratio(NamedTuple):
+    """One row of the table of `make bench`."""
+
+    what: str
+    value: float
+    """How many times the peer's speed vaejax has."""
+    peer: str
+    aim: float
+    note: str = ""
+    """Such as the shares of the machine's ceiling, and the memory."""
+
+
 def interleave(sides: Sequence[Side], rounds: int, steps: int) -> dict[str, Times]:
-    """Times every side, by name. What comes before the first round, building and compiling, is not counted."""
-    times = {side.name: Times([], []) for side in sides}
+    """Times every side, by name. What comes before the first round, building and compiling, is told apart."""
+    times = {}
     with contextlib.ExitStack() as stack:
-        started = {side.name: stack.enter_context(_start(side)) for side in sides}
+        started = {}
+        for side in sides:
+            started[side.name], seconds = stack.enter_context(_start(side))
+            times[side.name] = Times([], [], seconds, [])
         for _ in range(rounds):
             for name, connection in started.items():
                 connection.send(steps)
-                wall, processor = connection.recv()
+                wall, processor, memory = connection.recv()
                 times[name].wall.append(wall)
                 times[name].processor.append(processor)
+                times[name].memory.append(memory)
     return times
 
 
 def table(times: dict[str, Times], batch_size: int) -> str:
-    """Markdown: medians over the rounds, the range of the wall time, and the images a second of its median."""
-    lines = ["| side | ms a step | range over rounds | processor ms a step | images/s |", "|---|---:|---:|---:|---:|"]
-    for name, (wall, processor) in times.items():
+    """Markdown: medians over the rounds, the range of the wall time, images a second of its median, start and memory."""
+    lines = [
+        "| side | ms a step | range over rounds | processor ms a step | images/s | start, s | peak MiB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, (wall, processor, start, memory) in times.items():
         median, low, high, work = (1e3 * x for x in (times[name].median, min(wall), max(wall), statistics.median(processor)))
-        lines.append(f"| {name} | {median:.2f} | {low:.2f} to {high:.2f} | {work:.2f} | {1e3 * batch_size / median:,.0f} |")
+        lines.append(
+            f"| {name} | {median:.2f} | {low:.2f} to {high:.2f} | {work:.2f} | {1e3 * batch_size / median:,.0f} "
+            f"| {start:.1f} | {max(memory):.0f} |"
+        )
     return "\n".join(lines)
+
+
+def ratios(rows: Sequence[Ratio]) -> str:
+    """Markdown: what was measured against what."""
+    lines = ["| what | vaejax / peer | aim | peer | |", "|---|---:|---:|---|---|"]
+    return "\n".join(lines + [f"| {row.what} | {row.value:.2f} | {row.aim:g} | {row.peer} | {row.note} |" for row in rows])
 
 
 def circumstances(packages: Sequence[str]) -> str:
@@ -87,33 +120,42 @@ def circumstances(packages: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _start(side: Side) -> Iterator[Connection]:
-    """A process that is ready to take turns, until the connection to it is closed."""
+def _start(side: Side) -> Iterator[tuple[Connection, float]]:
+    """A process that is ready to take turns, until the connection to it is closed; and the seconds it took to be."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_take_turns, args=(side.build, theirs))
     process.start()
     theirs.close()  # the process has the only other end, so that its death ends the wait below
     try:
-        ours.recv()
-        yield ours
+        yield ours, ours.recv()
     finally:
         ours.close()
         process.join()
 
 
 def _take_turns(build: Callable[[], Run], connection: Connection) -> None:
-    """Answers each number of steps with the seconds a step, by the wall and of all threads together."""
+    """Answers each number of steps with the seconds a step, by the wall and of all threads together, and the peak memory."""
+    before, start = _peak(), time.perf_counter()
     run = build()
     run(LEAD)
-    connection.send("ready")
+    connection.send(time.perf_counter() - start)
     with contextlib.suppress(EOFError):  # the other end was closed
         while True:
             steps = connection.recv()
             run(LEAD)
             wall, processor = time.perf_counter(), time.process_time()
             run(steps)
-            connection.send(((time.perf_counter() - wall) / steps, (time.process_time() - processor) / steps))
+            wall, processor = (time.perf_counter() - wall) / steps, (time.process_time() - processor) / steps
+            connection.send((wall, processor, _peak() - before))
+
+
+def _peak() -> float:
+    """The most memory that this process has held, MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: `getrusage` would count what the parent held when it started this process
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _processor() -> str:

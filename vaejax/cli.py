@@ -200,12 +200,15 @@ def _ranged(text: str, kind: type, low: float, high: float) -> float:
 def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = config_file.load(arguments.config, overrides)  # before anything slow is imported
 
-    from vaejax import evaluation, experiment, report, runs
+    from vaejax import experiment, runs
 
     _join(arguments)
     run = runs.create(arguments.workdir, config)
     with on_sigterm() as interruption:
         experiment.train(run, interruption)
+
+    from vaejax import evaluation, report  # two seconds that the first step need not wait for
+
     _show(evaluation.evaluate(run))
     _say(f"report: {report.write(run)}")
 
