@@ -30,7 +30,7 @@ class Convolution(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 features"]:
         """Applies the layer."""
         x, kernel, bias = _parameters(self, x, (_SIDE, _SIDE, x.shape[-1], self.features), self.features)
-        return convolve(x, kernel, self.stride) + bias
+        return _biased(convolve(x, kernel, self.stride), bias)
 
 
 class Upsampling(nn.Module):
@@ -44,7 +44,7 @@ class Upsampling(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W features"]:
         """Applies the layer."""
         x, kernel, bias = _parameters(self, x, (_SIDE, _SIDE, self.features, x.shape[-1]), self.features)
-        return convolve_transposed(x, kernel, self.size) + bias
+        return _biased(convolve_transposed(x, kernel, self.size), bias)
 
 
 class Subpixel(nn.Module):
@@ -190,10 +190,15 @@ def _taps(x: Float[Array, "b h w c"], stride: int) -> list[Float[Array, "b h2 w2
 def _parameters(
     layer: nn.Module, x: jax.Array, kernel_shape: tuple[int, ...], features: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A layer's input, kernel and bias in the precision that it computes with."""
+    """A layer's input and kernel in the precision that it computes with, and its bias."""
     kernel = layer.param("kernel", _initial_kernel, kernel_shape)
     bias = layer.param("bias", nn.initializers.zeros, (features,)).reshape(1, 1, 1, features)
-    return x.astype(layer.dtype), kernel.astype(layer.dtype), bias.astype(layer.dtype)
+    return x.astype(layer.dtype), kernel.astype(layer.dtype), bias
+
+
+def _biased(y: Float[Array, "b h w c"], bias: Float[Array, "1 1 1 c"]) -> Float[Array, "b h w c"]:
+    """The sum in the bias's precision: its gradient adds up all pixels, which bfloat16 cannot count."""
+    return (y.astype(bias.dtype) + bias).astype(y.dtype)
 
 
 def _initial_kernel(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "3 3 c d"]:
