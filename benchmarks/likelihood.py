@@ -54,7 +54,7 @@ def trained(run: runs.Run) -> Params:
 def vaejax_nll(run: runs.Run, samples: int) -> Callable[[Params, int], float]:
     """A function (weights, draw) -> mean nats an image: `evaluation.per_example` without its other metrics, compiled once."""
     model, rows = run.model, run.data.splits["test"].n
-    chunk = max(evaluation.PIXELS_AT_A_TIME // (rows * math.prod(model.image_shape)), 1)
+    chunk = max(evaluation.pixels_at_a_time() // (rows * math.prod(model.image_shape)), 1)
 
     @jax.jit
     def log_weight(params: Params, images: jax.Array, key: jax.Array, index: jax.Array, numbers: jax.Array) -> jax.Array:

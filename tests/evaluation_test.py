@@ -91,7 +91,7 @@ def test_nothing_depends_on_how_many_are_computed_at_a_time(tmp_path, monkeypatc
     whole = measure(create(tmp_path, model, batch_size=13))
     numbers = math.prod(SHAPE)
     for batch_size, samples_at_a_time in ((5, SAMPLES), (13, 1), (4, 3)):
-        monkeypatch.setattr(evaluation, "PIXELS_AT_A_TIME", batch_size * numbers * samples_at_a_time)
+        monkeypatch.setitem(evaluation.PIXELS_AT_A_TIME, "cpu", batch_size * numbers * samples_at_a_time)
         parts = measure(create(tmp_path, model, batch_size=batch_size))
         assert parts.keys() == whole.keys()
         for name in whole:
@@ -102,7 +102,7 @@ def test_nothing_depends_on_how_many_are_computed_at_a_time(tmp_path, monkeypatc
 @pytest.mark.parametrize("model", [GAUSSIAN, BERNOULLI, LOGISTIC], ids=lambda model: model["likelihood"])
 def test_the_likelihood_is_that_of_float64(tmp_path, monkeypatch, model):
     run = create(tmp_path, model)
-    monkeypatch.setattr(evaluation, "PIXELS_AT_A_TIME", 5 * math.prod(SHAPE) * 3)
+    monkeypatch.setitem(evaluation.PIXELS_AT_A_TIME, "cpu", 5 * math.prod(SHAPE) * 3)
     found = measure(run, draw=4)
     seen, index = jnp.asarray(pixels(run, "test", draw=4)), jnp.arange(SIZES["test"])
     example_keys = keys.of_examples(keys.stream(jax.random.key(4), "posterior of test"), index)

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "vaejax"
 
 ORDER = (
     "errors", "fields",
-    "config", "config_file", "hosts", "keys", "distributions",
+    "config", "config_file", "hosts", "memory", "keys", "distributions",
     "datasets", "batches", "augment", "pipeline",
     "networks", "models", "objectives", "optimizers", "metrics", "training",
     "checkpoints", "runs", "journal", "interruption", "progress", "transfer", "experiment",
