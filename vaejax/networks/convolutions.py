@@ -15,6 +15,9 @@ from jaxtyping import Array, Float, Key
 FEW_CHANNELS = 16
 """Channels up to which, on a CPU, nine shifts of an image are made and multiplied at once."""
 
+PARTS, LARGE = 8, 2**19
+"""Into how many parts, on a CPU, a batch is cut for the gradient of a kernel, and the numbers from which on it is."""
+
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _SIDE = 3
 
@@ -130,20 +133,21 @@ convolve_transposed.defvjp(_transposed_forward, _transposed_backward)
 
 
 def _kernel_gradient(x: Float[Array, "b h w c"], g: Float[Array, "b h2 w2 d"], stride: int) -> Float[Array, "3 3 c d"]:
-    """Gradient of `<g, convolve(x, kernel, stride)>` by the kernel; on a CPU by matrix products.
+    """Gradient of `<g, convolve(x, kernel, stride)>` by the kernel.
 
-    One product where the nine shifts of x or of g are few numbers a pixel, else one a tap.
+    On a CPU it is one matrix product where the nine shifts of x or of g are few numbers a pixel, else a sum over parts of the
+    batch, each of which stays in the cache.
     """
-    by_products: Callable[[jax.Array, jax.Array], jax.Array]
+    chosen: Callable[[jax.Array, jax.Array], jax.Array]
     if x.shape[-1] <= FEW_CHANNELS:
-        by_products = functools.partial(_kernel_gradient_from_few, stride=stride)
+        chosen = functools.partial(_kernel_gradient_from_few, stride=stride)
     elif stride == 1 and g.shape[-1] <= FEW_CHANNELS:
-        by_products = _kernel_gradient_to_few
+        chosen = _kernel_gradient_to_few
     else:
-        by_products = functools.partial(_kernel_gradient_by_taps, stride=stride)
+        chosen = functools.partial(_kernel_gradient_in_parts, stride=stride)
 
     def on_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
-        return by_products(x, jax.lax.optimization_barrier(g))  # read nine times: computed once
+        return chosen(x, jax.lax.optimization_barrier(g))  # read many times: computed once
 
     natively = functools.partial(_kernel_gradient_natively, stride=stride)
     return jax.lax.platform_dependent(x, g, cpu=on_cpu, default=natively)
@@ -155,10 +159,10 @@ def _kernel_gradient_natively(x: jax.Array, g: jax.Array, stride: int) -> jax.Ar
     return gradient
 
 
-def _kernel_gradient_by_taps(x: jax.Array, g: jax.Array, stride: int) -> jax.Array:
-    flat = g.reshape(-1, g.shape[-1])
-    taps = [tap.reshape(-1, x.shape[-1]).T @ flat for tap in _taps(x, stride)]
-    return jnp.stack(taps).reshape(_SIDE, _SIDE, x.shape[-1], g.shape[-1])
+def _kernel_gradient_in_parts(x: jax.Array, g: jax.Array, stride: int) -> jax.Array:
+    parts = min(PARTS, len(x)) if x.size >= LARGE else 1
+    gradients = [_kernel_gradient_natively(x[i::parts], g[i::parts], stride) for i in range(parts)]
+    return functools.reduce(jnp.add, gradients)
 
 
 def _kernel_gradient_from_few(x: jax.Array, g: jax.Array, stride: int) -> jax.Array:
