@@ -116,6 +116,22 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(monkey
         training.place(batch(rows))
 
 
+def test_a_step_is_traced_once_whatever_comes():
+    """From the state as made to the state as returned, with other images: a second trace would compile again."""
+    traces = []
+
+    def update(*arguments):
+        traces.append(None)
+        return OBJECTIVE.update(*arguments)
+
+    step = training.train_step(OBJECTIVE._replace(update=update), 0.9)
+    state = training.init(MODEL, OBJECTIVE, jax.random.key(0))
+    for number in range(3):
+        other = batch() | {"index": np.arange(16, dtype=np.int32) + number}
+        state, _ = step(state, training.place(other), jax.random.key(number))
+    assert len(traces) == 1
+
+
 def test_place_keeps_the_values_of_every_field():
     placed = training.place(batch() | {"label": np.arange(16, dtype=np.int32)})
     assert set(placed) == {"image", "mask", "index", "label"}
