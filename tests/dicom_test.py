@@ -22,6 +22,7 @@ from vaejax.datasets.dicom import Header, decode, looked_up, order, raw, read_he
 from vaejax.errors import DataError
 
 RNG = np.random.default_rng(0)
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom's, when such a file is written
 
 
 def _dataset(pixels: np.ndarray, photometric: str = "MONOCHROME2", stored: int | None = None, **fields) -> Dataset:
@@ -252,6 +253,13 @@ def test_ybr_becomes_rgb(tmp_path):
     np.testing.assert_allclose(picture.pixels.reshape(4, 3).astype(int), expected, atol=1)
 
 
+def test_ybr_that_is_stored_at_half_the_width_becomes_rgb(tmp_path):
+    data = _dataset(np.zeros((1, 1, 4, 3), "u1"), "YBR_FULL_422")
+    data.PixelData = bytes((76, 76, 85, 255, 29, 128, 255, 107))  # Y, Y, Cb, Cr of two red, then of a blue and a lighter one
+    found = decode(_save(tmp_path / "a.dcm", data)).pixels.reshape(4, 3).astype(int)
+    np.testing.assert_allclose(found, [[255, 0, 0], [255, 0, 0], [0, 0, 255], [99, 99, 255]], atol=1)
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("first", [0, 3])
 def test_palettes_are_expanded(tmp_path, bits, first):
@@ -438,10 +446,22 @@ def test_a_deflate_bomb_is_stopped_before_it_grows(tmp_path):
     tracemalloc.stop()
 
 
+def test_a_deflated_file_without_its_end_is_said(tmp_path):
+    path = _save(tmp_path / "a.dcm", _dataset(_noise(64, 64)), uid.DeflatedExplicitVRLittleEndian)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(DataError, match="a deflated stream that is cut short"):
+        decode(path)
+
+
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.RLELossless])
 @pytest.mark.parametrize(
     "fields",
-    [{"Rows": 65535, "Columns": 65535}, {"NumberOfFrames": 10**9}, {"BitsAllocated": 32, "Rows": 60000, "Columns": 60000}],
+    [
+        {"Rows": 65535, "Columns": 65535},
+        {"NumberOfFrames": 10**9},
+        {"NumberOfFrames": 10**6, "Rows": 1, "Columns": 1},
+        {"BitsAllocated": 32, "Rows": 60000, "Columns": 60000},
+    ],
 )
 def test_a_header_that_claims_more_than_there_is_allocates_nothing(tmp_path, syntax, fields):
     data = _dataset(_noise(8, 8))
@@ -451,8 +471,9 @@ def test_a_header_that_claims_more_than_there_is_allocates_nothing(tmp_path, syn
         setattr(data, keyword, value)
     path = _save(tmp_path / "a.dcm", data, syntax)
     tracemalloc.start()
-    with pytest.raises(DataError, match="at most"):
-        decode(path)
+    for read in (decode, raw, read_header):
+        with pytest.raises(DataError, match="at most"):
+            read(path)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 

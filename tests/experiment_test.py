@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaejax import checkpoints, evaluation, experiment, journal, objectives, runs, training
+from vaejax import checkpoints, evaluation, experiment, journal, memory, objectives, runs, training
 from vaejax.config import from_dict
 from vaejax.datasets import Split
 from vaejax.errors import CheckpointError, Terminated, TrainingError
@@ -236,12 +236,20 @@ def test_a_stop_whose_save_fails_does_not_say_that_it_is_saved(tmp_path, monkeyp
 # --- memory
 
 
+def test_a_step_that_needs_more_memory_than_is_left_is_refused_before_it_runs(tmp_path, monkeypatch):
+    run = create(tmp_path)
+    monkeypatch.setattr(memory, "available", lambda: 4_000)
+    with pytest.raises(TrainingError, match=r"batch_size=8: a step needs .* GiB .* are left\. Try data\.batch_size=\d, or"):
+        train(run)
+    assert saved(run) == []
+
+
 @pytest.mark.parametrize(("name", "field", "rows", "smaller"), [("train_step", "data.batch_size", 8, 4)])
 def test_a_step_that_does_not_fit_names_the_batch_size_to_try(tmp_path, monkeypatch, name, field, rows, smaller):
     def full(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.")
 
-    monkeypatch.setattr(training, name, lambda *_: full)
+    monkeypatch.setattr(training, name, lambda *_: jax.jit(full))
     run = create(tmp_path)
     with pytest.raises(TrainingError, match=rf"{field}={rows}: does not fit.* Try {field}={smaller}, "):
         train(run)
@@ -263,7 +271,7 @@ def test_another_error_of_the_device_is_not_called_a_lack_of_memory(tmp_path, mo
     def broken(*_):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
-    monkeypatch.setattr(training, "train_step", lambda *_: broken)
+    monkeypatch.setattr(training, "train_step", lambda *_: jax.jit(broken))
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         train(create(tmp_path))
 

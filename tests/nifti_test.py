@@ -196,6 +196,7 @@ def test_the_same_voxels_give_the_same_bytes_and_long_axes_nifti_2(tmp_path):
     save(tmp_path / "a.nii.gz", voxels, _affine())
     save(tmp_path / "b.nii.gz", voxels, _affine())
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+    assert (tmp_path / "a.nii.gz").read_bytes()[4:8] == bytes(4)  # gzip's time
     long = _voxels(40000, 1, 1)
     (tmp_path / "c.nii").write_bytes(encode(long, _affine()))
     assert isinstance(nib.load(tmp_path / "c.nii"), nib.Nifti2Image)

@@ -32,6 +32,9 @@ OWNERS = {
     "jinja2": {"report"},
     "ml_collections": {"config"},
     "argparse": {"cli"},
+    "pydicom": {"datasets"},
+    "nibabel": {"datasets"},
+    "imagecodecs": {"datasets"},
 }
 """What one room, or a few, stand for, so that a change of it stays there."""
 

@@ -1,5 +1,6 @@
 """From a run directory to trained weights: images, model, objective and steps put together, watched, and saved."""
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -130,8 +131,11 @@ def _loop(
     step, noise = training.train_step(objective, settings.ema_decay), keys.stream(_key(run), "noise")
     evaluate, best = training.eval_step(run.model, run.config.objective), _best_loss(run)
     number, unread, read, since = int(state.step), None, [], time.perf_counter()
+    batches = training_batches(run, number)
+    first = next(batches)
+    training.require_memory(step, state, training.place(first), noise, batch_size)
     with bar("training", settings.steps, number) as show:
-        for batch in training_batches(run, number):
+        for batch in itertools.chain([first], batches):
             asked = hosts.anybody(lambda: interruption.requested)
             state, report = step(state, training.place(batch), noise)
             number += 1

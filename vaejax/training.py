@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from vaejax import hosts, objectives, optimizers
+from vaejax import hosts, memory, objectives, optimizers
 from vaejax.batches import Batch
 from vaejax.config import Config, ObjectiveConfig
 from vaejax.errors import TrainingError
@@ -126,6 +126,25 @@ def place(batch: Batch) -> Batch:
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), hosts.by_rows())
     return {name: jax.make_array_from_process_local_data(hosts.by_rows(), rows) for name, rows in batch.items()}
+
+
+def require_memory(step: TrainStep, state: TrainState, batch: Batch, key: Key[Array, ""], rows: int) -> None:
+    """Compiles a jitted step for a batch of `rows`, which its first call then need not, and sees whether it fits.
+
+    Raises:
+        TrainingError: where a step needs more memory than is left, with a batch size that should fit.
+    """
+    needs = step.lower(state, batch, key).compile().memory_analysis()  # type: ignore[attr-defined]  # it is jitted
+    left = memory.available()
+    if needs is None or left is None:
+        return
+    asked = needs.temp_size_in_bytes + max(needs.output_size_in_bytes - needs.alias_size_in_bytes, 0)
+    if asked > left:
+        fits = max(int(rows * left / asked) // jax.device_count(), 1) * jax.device_count()
+        raise TrainingError(
+            f"data.batch_size={rows}: a step needs {asked / 2**30:.2g} GiB of memory, and {left / 2**30:.2g} are left. "
+            f"Try data.batch_size={fits}, or more objective.parts, for the same batch in less memory."
+        )
 
 
 @contextlib.contextmanager
