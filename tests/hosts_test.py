@@ -131,6 +131,7 @@ def test_stops_and_losses_are_shared_and_the_run_goes_on_elsewhere(config, alone
     started[1].kill()
     (status, output), _ = finish(started)
     assert status not in (0, None), output
+    assert "another of the 2 processes was lost" in output
 
     ((status, output),) = finish(train(config, directory, 1, 1))
     assert status == 0, output

@@ -200,12 +200,13 @@ def _ranged(text: str, kind: type, low: float, high: float) -> float:
 def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = config_file.load(arguments.config, overrides)  # before anything slow is imported
 
-    from vaejax import experiment, runs
+    from vaejax import experiment, hosts, runs
 
     _join(arguments)
-    run = runs.create(arguments.workdir, config)
-    with on_sigterm() as interruption:
-        experiment.train(run, interruption)
+    with hosts.explain_loss():
+        run = runs.create(arguments.workdir, config)
+        with on_sigterm() as interruption:
+            experiment.train(run, interruption)
 
     from vaejax import evaluation, report  # two seconds that the first step need not wait for
 

@@ -20,6 +20,10 @@ HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as lost, and the others end."""
 
 
+LOSS = ("Gloo", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "Connection", "heartbeat", "NCCL")
+"""Words by which a collective operation, or the service that watches the processes, tells that one is gone."""
+
+
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Meets the other processes; before anything is computed.
 
@@ -38,6 +42,24 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         raise TrainingError(
             f"--coordinator={coordinator} --processes={processes} --process={process}: the processes could not meet: {error} "
             "Expected the same host:port and number of processes in all, and a number of its own, from 0, in each."
+        ) from error
+
+
+@contextlib.contextmanager
+def explain_loss() -> Iterator[None]:
+    """Says in words what the others are told by their devices when a process is gone.
+
+    Raises:
+        TrainingError: another process was lost.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if jax.process_count() == 1 or not any(word in str(error) for word in LOSS):
+            raise
+        raise TrainingError(
+            f"another of the {jax.process_count()} processes was lost: {str(error).splitlines()[0]}. "
+            "Start all of them again: the same command goes on from the newest whole checkpoint."
         ) from error
 
 
