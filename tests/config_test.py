@@ -111,6 +111,8 @@ def _accepted() -> Iterator[Any]:
             values[-1] -= 1
         if leaf.kind is tuple:
             values = [(value, value) for value in values]
+        if leaf.name == "data.window":  # the second is a width, which is never negative
+            values = [(value, 1) for value, _ in values]
         choices = list(leaf.limits["choices"] or ())
         if leaf.kind is Names:
             choices = [(), *((choice,) for choice in choices if leaf.name != "transfer.freeze" or choice == "decoder")]

@@ -25,7 +25,7 @@ class DataConfig(Section):
     """Where the images come from, and what shape they take."""
 
     prefix = "data."
-    name: str = declare("mnist5k", "source: mnist5k, idx, medmnist, image_folder, or tfds:NAME")
+    name: str = declare("mnist5k", "source: mnist5k, idx, medmnist, image_folder, volumes (DICOM, NIfTI), or tfds:NAME")
     path: str | None = declare(None, "folder or file to read; a TFDS data directory for tfds:NAME; unused by mnist5k")
     image_size: tuple[int, ...] | None = declare(
         None, "(height, width) in pixels that every image takes; None: as found, if all agree", low=1, high=4096
@@ -41,6 +41,16 @@ class DataConfig(Section):
     )
     on_error: str = declare(
         "stop", "unreadable files: stop and name them all, or skip, count and list them", choices=("stop", "skip")
+    )
+    slice_axis: int = declare(2, "volumes: NIfTI is cut across this axis: 0 sagittal, 1 coronal, 2 axial", low=0, high=2)
+    slice_content: float = declare(
+        0.0, "volumes: a slice with a smaller share of pixels brighter than a tenth of white is left out", low=0.0, high=1.0
+    )
+    window: tuple[int, ...] | None = declare(
+        None,
+        "volumes: (centre, width) of what becomes black to white, in a file's units; None: a CT's own window, or percentiles",
+        low=-100_000,
+        high=1_000_000,
     )
     cache: str | None = declare(None, "folder for prepared images; None: the folder `data` beside the run directory")
     batch_size: int = declare(128, "images in a training step, over all devices", low=1, high=1_000_000)
@@ -375,6 +385,8 @@ class Config(Section):
             raise ConfigError(f"data.image_size={self.data.image_size!r}: expected (height, width).")
         if self.data.image_size is not None:
             self.model.require_whole_patches(self.data.image_size)
+        if self.data.window is not None and (len(self.data.window) != 2 or self.data.window[1] < 1):
+            raise ConfigError(f"data.window={self.data.window!r}: expected (centre, width), the width at least 1.")
         if self.data.name not in _SOURCES and not self.data.name.startswith("tfds:"):
             raise ConfigError(f"data.name={self.data.name!r}: expected one of {', '.join(_SOURCES)}, or tfds:NAME.")
         if self.data.name in _SOURCES_WITH_PATH and self.data.path is None:
@@ -439,7 +451,7 @@ class Config(Section):
             )
 
 
-_SOURCES_WITH_PATH = ("idx", "medmnist", "image_folder")
+_SOURCES_WITH_PATH = ("idx", "medmnist", "image_folder", "volumes")
 _SOURCES = ("mnist5k", *_SOURCES_WITH_PATH)
 
 

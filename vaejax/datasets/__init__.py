@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vaejax.config import DataConfig
-from vaejax.datasets import idx, image_folder, medmnist, mnist5k, tfds_name
+from vaejax.datasets import idx, image_folder, medmnist, mnist5k, tfds_name, volumes
 from vaejax.datasets.prepared import DataSet, Split, prepare
 from vaejax.datasets.source import Source
 from vaejax.errors import DataError
@@ -16,6 +16,7 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "idx": idx.source,
     "medmnist": medmnist.source,
     "image_folder": image_folder.source,
+    "volumes": volumes.source,
     "tfds": tfds_name.source,
 }
 

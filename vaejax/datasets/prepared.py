@@ -92,7 +92,9 @@ def _prepare(cache: Path, folder: Path, source: Source, config: DataConfig, fing
 
 
 def _fingerprint(source: Source, config: DataConfig) -> str:
-    settings = {name: getattr(config, name) for name in ("image_size", "channels", "resize", "validation_fraction", "on_error")}
+    fields = ["image_size", "channels", "resize", "validation_fraction", "on_error"]
+    fields += ["slice_axis", "slice_content", "window"] if config.name == "volumes" else []
+    settings = {name: getattr(config, name) for name in fields}
     facts = {"format": _FORMAT, "name": config.name, "contents": source.contents, **settings}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -156,15 +158,17 @@ def _name(split: str, examples: Examples, i: int) -> str:
 
 def _first(splits: dict[str, Examples], config: DataConfig) -> _Example:
     """What the first readable image becomes, all others must become."""
+    reason = ""
     for split, examples in splits.items():
         for i in range(examples.n):
             try:
                 image = examples.read(i)
-            except DataError:
-                continue  # reported by _images
+            except DataError as error:
+                reason = reason or f" ({_name(split, examples, i)}: {error})"
+                continue  # all are reported by _images, if one is readable
             image = _converted(image, _name(split, examples, i), config)
             return _Example(_name(split, examples, i), image.shape, image.dtype)
-    raise DataError(f"data.name={config.name!r}: expected images, found none that can be read. Check data.path.")
+    raise DataError(f"data.name={config.name!r}: expected images, found none that can be read{reason}. Check data.path.")
 
 
 def _converted(image: np.ndarray, name: str, config: DataConfig) -> np.ndarray:

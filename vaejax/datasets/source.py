@@ -17,12 +17,14 @@ class Examples(NamedTuple):
             Raises DataError with the bare reason where the image is unreadable.
         labels: int32 [n], or None where unknown.
         paths: where each example lies, relative to the source's folder; None for images that are not files.
+        patients: int [n], examples of one number stay in one split; None where nobody knows.
     """
 
     n: int
     read: Callable[[int], np.ndarray]
     labels: np.ndarray | None = None
     paths: tuple[str, ...] | None = None
+    patients: np.ndarray | None = None
 
 
 class Source(NamedTuple):
@@ -52,6 +54,7 @@ def take(examples: Examples, rows: np.ndarray) -> Examples:
         lambda i: examples.read(int(rows[i])),
         None if examples.labels is None else examples.labels[rows],
         None if examples.paths is None else tuple(examples.paths[row] for row in rows),
+        None if examples.patients is None else examples.patients[rows],
     )
 
 

@@ -9,7 +9,8 @@ from vaejax.errors import DataError
 def complete(splits: dict[str, Examples], fraction: float, label_names: tuple[str, ...] | None) -> dict[str, Examples]:
     """Adds "val" and "test" where they are absent: round(fraction * n) of the n training images each.
 
-    The choice depends on n and the labels alone, never on a seed, and keeps the order of the source.
+    Where patients are known, it is that share of the patients, at least one, with all of their images. The choice depends on n
+    and the labels alone, never on a seed, and keeps the order of the source.
 
     Raises:
         DataError: too few images, or too few of a class, to be in every split.
@@ -18,6 +19,8 @@ def complete(splits: dict[str, Examples], fraction: float, label_names: tuple[st
     missing = [split for split in ("test", "val") if split not in splits]
     if not missing:
         return splits
+    if train.patients is not None:
+        return _by_patient(splits, train.patients, fraction, missing)
     count = round(fraction * train.n)
     _check(train, count, len(missing), label_names)
     chosen = {}
@@ -27,6 +30,23 @@ def complete(splits: dict[str, Examples], fraction: float, label_names: tuple[st
         chosen[split] = take(train, left[part])
         left = np.delete(left, part)
     completed = splits | {"train": take(train, left)} | chosen
+    return {split: completed[split] for split in ("train", "val", "test")}
+
+
+def _by_patient(splits: dict[str, Examples], patients: np.ndarray, fraction: float, missing: list[str]) -> dict[str, Examples]:
+    left = np.unique(patients)
+    if len(left) <= len(missing):
+        raise DataError(
+            f"expected at least {len(missing) + 1} patients, one for every split, found {len(left)}: a patient's images stay "
+            "together. Add patients."
+        )
+    count = max(round(fraction * len(left)), 1)
+    chosen = {}
+    for split in missing:
+        part = _stratified(len(left), count)
+        chosen[split] = take(splits["train"], np.flatnonzero(np.isin(patients, left[part])))
+        left = np.delete(left, part)
+    completed = splits | {"train": take(splits["train"], np.flatnonzero(np.isin(patients, left)))} | chosen
     return {split: completed[split] for split in ("train", "val", "test")}
 
 

@@ -1,0 +1,205 @@
+"""A folder of DICOM and NIfTI files: slices as a radiologist sees them, sorted, scaled, and patients kept whole."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from pydicom import uid
+from pydicom.dataset import Dataset, FileMetaDataset
+
+from vaejax.config import DataConfig
+from vaejax.datasets import load, volumes
+from vaejax.errors import ConfigError, DataError
+
+
+def config(root: Path, **fields) -> DataConfig:
+    return DataConfig(name="volumes", path=str(root), validation_fraction=0.25, **fields)
+
+
+def save_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4) if affine is None else affine), path)
+
+
+def save_dicom(path: Path, pixels: np.ndarray, place: float = 0.0, **fields) -> None:
+    """One frame of a series, at `place` mm along the body."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = uid.MRImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = uid.generate_uid()
+    data.Modality, data.PatientID, data.SeriesInstanceUID = "MR", "Doe", "1.2.3"
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit, data.PixelRepresentation = 15, 1
+    data.ImagePositionPatient, data.ImageOrientationPatient = [0.0, 0.0, place], [1, 0, 0, 0, 1, 0]
+    data.PixelData = pixels.astype("<i2").tobytes()
+    for name, value in fields.items():
+        setattr(data, name, value)
+    data["PixelData"].VR = "OW"
+    data.save_as(path, enforce_file_format=True)
+
+
+def ramp(*shape: int) -> np.ndarray:
+    return np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+
+
+def images(folder: Path, cache: Path, **fields) -> dict[str, np.ndarray]:
+    data = load(config(folder, **fields), cache)
+    return {name: split.read(np.arange(split.n))["image"] for name, split in data.splits.items()}
+
+
+@pytest.fixture
+def cohort(tmp_path) -> Path:
+    """Eight patients, the i-th with voxels around 100 i, so that a slice tells whose it is."""
+    for number in range(8):
+        voxels = np.full((5, 4, 3), 100 * number, np.int16)
+        voxels[:, 0] += 50
+        save_nifti(tmp_path / "in" / f"p{number}.nii.gz", voxels)
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize(("axis", "seen"), [(0, (4, 3)), (1, (5, 3)), (2, (5, 4))])
+def test_slices_are_seen_as_a_radiologist_does(tmp_path, axis, seen):
+    """The head above, the front above; the patient's right on the left of the image."""
+    voxels = ramp(5, 4, 3)
+    for number in range(3):
+        save_nifti(tmp_path / "in" / f"{number}.nii", voxels)
+    source = volumes.source(config(tmp_path / "in", slice_axis=axis, window=(30, 60)))
+    examples = source.open()["train"]
+    assert examples.n == 3 * voxels.shape[axis]
+    for place in range(voxels.shape[axis]):
+        image = examples.read(place)[..., 0]
+        assert image.shape == seen[::-1]
+        plane = np.take(voxels, place, axis)  # its first axis to the right or front, its second to the front or head
+        np.testing.assert_allclose(image[0, 0], plane[-1, -1] / 60.0, atol=1e-6)
+        np.testing.assert_allclose(image[-1, 0], plane[-1, 0] / 60.0, atol=1e-6)
+        np.testing.assert_allclose(image[0, -1], plane[0, -1] / 60.0, atol=1e-6)
+
+
+def test_any_orientation_of_the_file_gives_the_same_slices(tmp_path):
+    voxels, affine = ramp(5, 4, 3), np.diag([2.0, 2.0, 3.0, 1.0])
+    turned = voxels[::-1].transpose(2, 0, 1)
+    other = np.zeros((4, 4))
+    other[:, 3] = (8.0, 0.0, 0.0, 1.0)  # the first voxel of the turned file is the last one to the right
+    other[2, 0], other[0, 1], other[1, 2] = 3.0, -2.0, 2.0
+    for number in range(3):
+        save_nifti(tmp_path / "one" / f"{number}.nii", voxels, affine)
+        save_nifti(tmp_path / "two" / f"{number}.nii", turned, other)
+    one, two = (volumes.source(config(tmp_path / name)).open()["train"] for name in ("one", "two"))
+    assert one.n == two.n
+    for i in range(one.n):
+        np.testing.assert_array_equal(one.read(i), two.read(i))
+
+
+def test_a_series_is_sorted_by_position_whatever_its_files_are_called(tmp_path):
+    frames = ramp(4, 3, 5)
+    for name, place in (("a", 30.0), ("b", 10.0), ("c", 20.0), ("d", 0.0)):
+        save_dicom(tmp_path / "in" / f"{name}.dcm", frames[int(place / 10)], place)
+    (volume,) = volumes._volumes([(p.name, p) for p in sorted((tmp_path / "in").iterdir())], config(tmp_path, window=(30, 60)))
+    np.testing.assert_allclose(volume.slices()[..., 0], np.clip(frames / 60.0, 0, 1), atol=1e-6)
+    assert volume.patient == "Doe"
+
+
+def test_two_slices_at_one_place_are_refused_by_name(tmp_path):
+    for patient in "abc":
+        for name in "xy":
+            save_dicom(tmp_path / "in" / patient / name, ramp(3, 5), PatientID=patient, SeriesInstanceUID=f"1.{ord(patient)}")
+    with pytest.raises(DataError, match=r"none that can be read \([abc]/x, slice 0: 1 of 2 slices lie where another one does"):
+        load(config(tmp_path / "in"), tmp_path / "cache")
+
+
+def test_a_patient_is_in_one_split(cohort, tmp_path):
+    found = images(cohort, tmp_path / "cache", window=(400, 800))
+    owners = {name: {round(float(image.min()) * 8) for image in split} for name, split in found.items()}
+    assert {name: len(numbers) for name, numbers in owners.items()} == {"train": 4, "val": 2, "test": 2}
+    assert set.union(*owners.values()) == set(range(8))
+    assert all(len(split) == 3 * len(owners[name]) for name, split in found.items())  # with all three slices
+
+
+def test_series_of_one_patient_stay_together(tmp_path):
+    for number in range(12):
+        for study in range(2):
+            fields = {"PatientID": f"p{number}", "SeriesInstanceUID": f"1.{number}.{study}"}
+            save_dicom(tmp_path / "in" / f"{study}" / f"{number}.dcm", np.full((3, 5), number), **fields)
+    found = images(tmp_path / "in", tmp_path / "cache", window=(6, 12))
+    owners = {name: [round(float(image.max()) * 12) for image in split] for name, split in found.items()}
+    assert all(sorted(numbers) == sorted(2 * list(set(numbers))) for numbers in owners.values())
+
+
+def test_too_few_patients_are_told(tmp_path):
+    for number in range(2):
+        save_nifti(tmp_path / "in" / f"{number}.nii", ramp(5, 4, 3))
+    with pytest.raises(DataError, match="expected at least 3 patients, one for every split, found 2"):
+        load(config(tmp_path / "in"), tmp_path / "cache")
+
+
+def test_percentiles_of_a_volume_are_black_and_white_and_nan_is_black(tmp_path):
+    voxels = np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32) * 1e6
+    voxels[0, 0, 0] = np.nan
+    for number in range(3):
+        save_nifti(tmp_path / "in" / f"{number}.nii", voxels)
+    examples = volumes.source(config(tmp_path / "in")).open()["train"]
+    found = np.stack([examples.read(i) for i in range(20)])
+    assert (found.min(), found.max()) == (0.0, 1.0)
+    assert found[0, -1, -1] == 0.0
+    low, high = np.nanpercentile(voxels, volumes.PERCENTILES)
+    np.testing.assert_allclose(found[3, 5, 7, 0], np.clip((voxels[12, 14, 3] - low) / (high - low), 0, 1), atol=1e-6)
+
+
+def test_a_ct_takes_its_own_window_unless_told(tmp_path):
+    pixels = np.array([[-160, 40, 240]])
+    fields = {"Modality": "CT", "WindowCenter": 40, "WindowWidth": 400}
+    save_dicom(tmp_path / "in" / "a", pixels, **fields)
+    (own,) = volumes._volumes([("a", tmp_path / "in" / "a")], config(tmp_path))
+    np.testing.assert_allclose(own.slices()[0, 0, :, 0], [0.0, 0.5, 1.0], atol=1e-6)
+    (told,) = volumes._volumes([("a", tmp_path / "in" / "a")], config(tmp_path, window=(240, 400)))
+    np.testing.assert_allclose(told.slices()[0, 0, :, 0], [0.0, 0.0, 0.5], atol=1e-6)
+
+
+def test_slices_without_content_are_left_out(tmp_path):
+    voxels = np.zeros((4, 4, 5), np.int16)
+    voxels[:2, :, 2] = 100
+    voxels[0, :, 3] = 100
+    for number in range(3):
+        save_nifti(tmp_path / "in" / f"{number}.nii", voxels)
+    counts = [volumes.source(config(tmp_path / "in", slice_content=c)).open()["train"].n for c in (0.0, 0.2, 0.4)]
+    assert counts == [15, 6, 3]
+    with pytest.raises(DataError, match=r"data\.slice_content=0\.9"):
+        volumes.source(config(tmp_path / "in", slice_content=0.9)).open()
+
+
+def test_unreadable_files_are_all_named_or_skipped_and_counted(cohort, tmp_path):
+    (cohort / "broken.dcm").write_bytes(b"no image")
+    (cohort / "cut.nii.gz").write_bytes((cohort / "p0.nii.gz").read_bytes()[:40])
+    (cohort / "README.md").write_text("not an image")
+    with pytest.raises(DataError, match=r"(?s)2 unreadable images:.*broken\.dcm.*cut\.nii\.gz"):
+        load(config(cohort), tmp_path / "cache")
+    data = load(config(cohort, on_error="skip"), tmp_path / "cache")
+    assert {path for path, _ in data.skipped} == {"broken.dcm, slice 0", "cut.nii.gz, slice 0"}
+
+
+def test_no_name_of_a_patient_is_prepared(tmp_path):
+    for number in range(4):
+        save_dicom(tmp_path / "in" / f"{number}", ramp(6, 5), PatientID=f"JaneRoe{number}", SeriesInstanceUID=f"1.{number}")
+    load(config(tmp_path / "in"), tmp_path / "cache")
+    content = b"".join(path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert content
+    assert b"JaneRoe" not in content
+
+
+@pytest.mark.parametrize("window", [(40,), (40, 0), (1, 2, 3)])
+def test_a_window_has_a_centre_and_a_width(tmp_path, window):
+    with pytest.raises(ConfigError, match=r"data\.window"):
+        from vaejax.config import from_dict
+
+        from_dict({"data": {"name": "volumes", "path": str(tmp_path), "window": window}})
+
+
+def test_the_hippocampus_is_prepared_by_patient(real_data, tmp_path):
+    data = load(config(real_data / "hippocampus_msd" / "images", image_size=(48, 48)), tmp_path / "cache")
+    assert data.image_shape == (48, 48, 1)
+    assert sum(split.n for split in data.splits.values()) > 3_000

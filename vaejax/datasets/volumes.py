@@ -1,0 +1,178 @@
+"""A folder of DICOM and NIfTI files, at any depth: every frame or slice is an image, and a patient is in one split."""
+
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Num
+
+from vaejax.config import DataConfig
+from vaejax.datasets.source import Examples, Source, hash_files
+from vaejax.errors import DataError
+
+PERCENTILES = (0.5, 99.5)
+"""Of the voxels of a volume: what becomes black and white where no window says."""
+
+DARK = 0.1
+"""A pixel brighter than this share of white is content."""
+
+_NOTES = {".txt", ".md", ".csv", ".json", ".yaml", ".yml"}
+
+
+class Volume(NamedTuple):
+    """What is read at once: a NIfTI file, or the DICOM files of a series.
+
+    Attributes:
+        paths: relative to the folder.
+        patient: what keeps the images of a patient together; it goes nowhere.
+        slices: reads it, as float32 images [n, H, W, C] in [0, 1]. Raises DataError with the bare reason.
+    """
+
+    paths: tuple[str, ...]
+    patient: str
+    slices: Callable[[], Float32[np.ndarray, "n H W C"]]
+
+
+def source(config: DataConfig) -> Source:
+    """All slices of all volumes under `config.path`, in the order of their first paths.
+
+    A series of DICOM files is sorted by position. Its patient is the PatientID, or where there is none the series; a NIfTI
+    file, whose header knows no patient, counts as a patient. `config.window`, or a CT's own, or the percentiles of a volume
+    say what is black and white. NaN is black.
+
+    Raises:
+        DataError: no such folder, no files in it, or the libraries that read them are absent.
+    """
+    root = Path(config.path or "")
+    if not root.is_dir():
+        raise DataError(f"{root}: expected a folder of DICOM and NIfTI files, found {_kind(root)}. Check data.path.")
+    try:
+        import nibabel  # noqa: F401  # whether it is there
+        import pydicom  # noqa: F401
+    except ImportError as error:
+        raise DataError(f"data.name='volumes': needs {error.name}. Install 'vaejax[medical]'.") from error
+    files = sorted(path for path in root.rglob("*") if not path.is_dir() and _counts(path.relative_to(root)))
+    if not files:
+        raise DataError(f"{root}: expected DICOM or NIfTI files, found none. Check data.path.")
+    named = [(path.relative_to(root).as_posix(), path) for path in files]
+    return Source(hash_files(named), None, lambda: {"train": _examples(_volumes(named, config), config)})
+
+
+def _kind(path: Path) -> str:
+    return "a file" if path.exists() else "none"
+
+
+def _counts(path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and path.suffix.lower() not in _NOTES and path.name != "DICOMDIR"
+
+
+def _examples(volumes: list[Volume], config: DataConfig) -> Examples:
+    """The slices that have content enough; a volume that cannot be read is one example that says why when it is read."""
+
+    @functools.lru_cache(maxsize=1)  # slices are read one after the other
+    def slices(number: int) -> Float32[np.ndarray, "n H W C"]:
+        return volumes[number].slices()
+
+    chosen: list[tuple[int, int]] = []
+    for number in range(len(volumes)):
+        try:
+            content = (slices(number) > DARK).mean(axis=(1, 2, 3))
+        except DataError:
+            chosen.append((number, 0))
+            continue
+        chosen += [(number, int(place)) for place in np.flatnonzero(content >= config.slice_content)]
+    if not chosen:
+        raise DataError(f"data.slice_content={config.slice_content}: no slice has as much. Choose less.")
+
+    def read(i: int) -> Num[np.ndarray, "H W C"]:
+        number, place = chosen[i]
+        return slices(number)[place]
+
+    patients = np.unique([volumes[number].patient for number, _ in chosen], return_inverse=True)[1]
+    paths = tuple(f"{volumes[number].paths[0]}, slice {place}" for number, place in chosen)
+    return Examples(len(chosen), read, None, paths, patients)
+
+
+def _volumes(files: list[tuple[str, Path]], config: DataConfig) -> list[Volume]:
+    found = []
+    series: dict[str, tuple[str, list[tuple[str, Path]]]] = {}
+    for name, path in files:
+        if name.lower().endswith((".nii", ".nii.gz")):
+            found.append(Volume((name,), name, functools.partial(_of_nifti, path, config)))
+            continue
+        patient, own = _grouping(name, path)
+        series.setdefault(own, (patient, []))[1].append((name, path))
+    for patient, members in series.values():
+        names, paths = zip(*members, strict=True)
+        found.append(Volume(names, patient, functools.partial(_of_series, paths, config)))
+    return sorted(found, key=lambda volume: volume.paths)
+
+
+def _grouping(name: str, path: Path) -> tuple[str, str]:
+    """Patient and series of a DICOM file; a file that cannot be read is alone, and says why when it is read."""
+    from vaejax.datasets import dicom
+
+    try:
+        header = dicom.read_header(path)
+    except DataError:
+        return name, name
+    own = header.series or name
+    return header.patient or own, own
+
+
+def _of_nifti(path: Path, config: DataConfig) -> Float32[np.ndarray, "n H W C"]:
+    """Slices across `config.slice_axis` of the volume turned to RAS+, as a radiologist sees them.
+
+    Rows run from the head down, or from the front to the back; columns from the patient's right to the left, or from the
+    front to the back.
+    """
+    from vaejax.datasets import nifti
+
+    volume = nifti.canonical(nifti.decode(path))
+    count = int(np.prod(volume.voxels.shape[3:-1] if volume.colour else volume.voxels.shape[3:]))
+    if count != 1:
+        raise DataError(f"{count} volumes in one file; expected one")
+    voxels = volume.voxels.reshape(*volume.voxels.shape[:3], -1)
+    across = np.moveaxis(voxels, config.slice_axis, 0)
+    images = across[:, ::-1, ::-1].swapaxes(1, 2)
+    return _grey(images, config, None) if not volume.colour else images.astype(np.float32) / np.float32(255.0)
+
+
+def _of_series(paths: Iterable[Path], config: DataConfig) -> Float32[np.ndarray, "n H W C"]:
+    """The frames of all files of a series, sorted by position where they have one."""
+    from vaejax.datasets import dicom
+
+    pictures = [dicom.decode(path) for path in paths]
+    shapes = {picture.pixels.shape[1:] for picture in pictures}
+    if len(shapes) > 1:
+        raise DataError(f"frames of several sizes in a series: {', '.join(map(str, sorted(shapes)))}")
+    frames = np.concatenate([picture.pixels for picture in pictures])
+    positions = [picture.header.positions for picture in pictures]
+    orientations = [picture.header.orientations for picture in pictures]
+    known = [part for part in (*positions, *orientations) if part is not None]
+    if len(frames) > 1 and len(known) == 2 * len(pictures):
+        frames = frames[dicom.order(np.concatenate(known[: len(pictures)]), np.concatenate(known[len(pictures) :]))]
+    if frames.shape[-1] > 1:
+        return frames.astype(np.float32) / np.float32(np.iinfo(frames.dtype).max)
+    header = pictures[0].header
+    return _grey(frames, config, header.windows[0] if header.modality == "CT" and header.windows else None)
+
+
+def _grey(
+    images: Num[np.ndarray, "n H W 1"], config: DataConfig, own: tuple[float, float] | None
+) -> Float32[np.ndarray, "n H W 1"]:
+    """To [0, 1] by the window asked for, by the images' own, or by percentiles of all of them."""
+    window = config.window or own
+    finite = images[np.isfinite(images)]
+    if not finite.size:
+        raise DataError("no finite voxel")
+    if window:
+        centre, width = window
+        low, high = centre - width / 2.0, centre + width / 2.0
+    else:
+        low, high = np.percentile(finite, PERCENTILES)
+    known = np.nan_to_num(images.astype(np.float64), nan=low, posinf=high, neginf=low)
+    return np.clip((known - low) / max(high - low, 1e-12), 0.0, 1.0).astype(np.float32)
