@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# One process a node, all of its GPUs each. Run directory and images lie on a file system that all nodes see.
+# One process a GPU, as JAX expects under SLURM. Run directory and images lie on a file system that all nodes see.
 #   sbatch deploy/slurm.sh --config=configs/mednist.py --workdir=runs/mednist --config.data.path=/data/mednist
-# A job that ends early (time limit, lost node) is sent again by --requeue, and goes on from its newest whole checkpoint.
+# A job that loses a node, or comes to its time limit, is sent again, and goes on from its newest whole checkpoint.
 #SBATCH --job-name=vaejax
 #SBATCH --nodes=2
-#SBATCH --ntasks-per-node=1
+#SBATCH --ntasks-per-node=4
 #SBATCH --gpus-per-node=4
-#SBATCH --cpus-per-task=16
+#SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -15,4 +15,7 @@
 set -euo pipefail
 
 # JAX finds address, number and rank of the processes in SLURM's own variables.
-srun --kill-on-bad-exit=1 vaejax train --distributed "$@"
+status=0
+srun --kill-on-bad-exit=1 vaejax train --distributed "$@" || status=$?
+if [ "$status" = 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$status"

@@ -14,8 +14,8 @@ def machine(tmp_path, monkeypatch):
     return tmp_path / "cgroup"
 
 
-def contain(folder, limit, used, names):
-    for name, value in zip(names, (limit, used), strict=True):
+def contain(folder, limit, used, names, cache=0):
+    for name, value in zip(names[:3], (limit, used, f"anon 5\n{names[3]} {cache}"), strict=True):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"{value}\n")
 
@@ -28,6 +28,8 @@ def test_a_machine_has_what_it_says(machine):
 def test_a_container_has_what_it_may_take(machine, names):
     contain(machine, 2**31, 2**30, names)
     assert memory.available() == 2**30
+    contain(machine, 2**31, 2**31, names, cache=2**29)  # files that were read can be dropped
+    assert memory.available() == 2**29
     contain(machine, 2**30, 2**31, names)
     assert memory.available() == 0
 

@@ -104,12 +104,38 @@ def test_a_series_is_sorted_by_position_whatever_its_files_are_called(tmp_path):
     assert volume.patient == "Doe"
 
 
-def test_two_slices_at_one_place_are_refused_by_name(tmp_path):
-    for patient in "abc":
-        for name in "xy":
-            save_dicom(tmp_path / "in" / patient / name, ramp(3, 5), PatientID=patient, SeriesInstanceUID=f"1.{ord(patient)}")
-    with pytest.raises(DataError, match=r"none that can be read \([abc]/x, slice 0: 1 of 2 slices lie where another one does"):
-        load(config(tmp_path / "in"), tmp_path / "cache")
+def test_slices_without_an_order_come_in_that_of_their_paths(tmp_path):
+    """A series in time has several frames at one place."""
+    for number, name in enumerate("cab"):
+        save_dicom(tmp_path / "in" / name, np.full((3, 5), number))
+    (volume,) = volumes._volumes([(p.name, p) for p in sorted((tmp_path / "in").iterdir())], config(tmp_path, window=(1, 2)))
+    np.testing.assert_allclose(volume.slices()[:, 0, 0, 0], [0.5, 1.0, 0.0])
+
+
+def test_a_file_without_patient_belongs_to_that_of_its_series(tmp_path):
+    for name, patient in (("a", ""), ("b", "Doe")):
+        save_dicom(tmp_path / "in" / name, ramp(3, 5), ord(name), PatientID=patient)
+    (volume,) = volumes._volumes([(p.name, p) for p in sorted((tmp_path / "in").iterdir())], config(tmp_path))
+    assert volume.patient == "Doe"
+    save_dicom(tmp_path / "in" / "c", ramp(3, 5), 5.0, PatientID="Roe")
+    with pytest.raises(DataError, match="one series, 2 patients"):
+        volumes._volumes([(p.name, p) for p in sorted((tmp_path / "in").iterdir())], config(tmp_path))
+
+
+@pytest.mark.parametrize("patients", [3, 4, 5])
+def test_half_of_few_patients_leaves_some_to_train(tmp_path, patients):
+    for number in range(patients):
+        save_nifti(tmp_path / "in" / f"{number}.nii", ramp(5, 4, 3))
+    data = load(DataConfig(name="volumes", path=str(tmp_path / "in"), validation_fraction=0.5), tmp_path / "cache")
+    assert all(split.n for split in data.splits.values())
+    assert sum(split.n for split in data.splits.values()) == 3 * patients
+
+
+def test_nothing_readable_is_told_with_the_first_reason(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.dcm").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"none of 3 volumes can be read \(0\.dcm: "):
+        load(config(tmp_path), tmp_path / "cache")
 
 
 def test_a_patient_is_in_one_split(cohort, tmp_path):

@@ -100,9 +100,12 @@ def restore(
     directory = epath.Path(directory).absolute()
     whole, bad = steps(directory, fingerprint)
     bad = {name: bad[name] for name in sorted(filter(_STEP.fullmatch, bad), key=int)}
-    if not whole and not bad and step is None:
+    nothing = not whole and not bad and step is None
+    chosen = int(hosts.of_first(-1 if nothing else _choose(directory, Steps(whole, bad), step, best)))
+    if chosen < 0:
         return None
-    chosen = _choose(directory, Steps(whole, bad), step, best)
+    if chosen not in whole:  # of several processes, one that sees another folder than the first
+        raise CheckpointError(f"{directory}: no step {chosen} here, which the first process goes on from. Share the folder.")
     folder = directory / str(chosen)
     _check_tree(folder, _tree(abstract_state), whole[chosen].tree)
 
@@ -152,7 +155,8 @@ class Writer:
         from orbax.checkpoint import v1 as ocp
 
         self.wait()
-        if (self.directory / str(step)).exists() and step in steps(self.directory, self.fingerprint).whole:
+        there = (self.directory / str(step)).exists() and step in steps(self.directory, self.fingerprint).whole
+        if hosts.of_first(there):
             return
         numbers = {name: float(value) for name, value in metrics.items()}
         manifest = Manifest(FORMAT, step, self.fingerprint, numbers, _tree(state), files={})
@@ -206,7 +210,8 @@ class Writer:
                 _prune(self.directory, self.fingerprint, manifest.step)
         except BaseException:
             with contextlib.suppress(OSError):  # gives a full disk its space back; the first error is the one to tell
-                _remove_temporary(self.directory)
+                if hosts.first():
+                    _remove_temporary(self.directory)
             raise
 
 

@@ -38,8 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (VaejaxError, Terminated) as error:
         for message in (str(error), *getattr(error, "__notes__", ())):
             print(f"vaejax: {message}", file=sys.stderr)
-        return SIGTERM_EXIT if isinstance(error, Terminated) else ERROR_EXIT
+        return SIGTERM_EXIT if isinstance(error, Terminated) else _fail()
     return 0
+
+
+def _fail() -> int:
+    """The status after an error. One of several processes ends at once: waiting for the others, it would keep them waiting."""
+    jax = sys.modules.get("jax")
+    if jax and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ERROR_EXIT)
+    return ERROR_EXIT
 
 
 def _keep_compiled_programs() -> None:
@@ -51,7 +61,7 @@ def _keep_compiled_programs() -> None:
     processor = Path("/proc/cpuinfo")
     lines = processor.read_text().splitlines() if processor.exists() else [platform.processor(), platform.machine()]
     able = next((line for line in lines if line.startswith(("flags", "Features"))), " ".join(lines[:2]))
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111  # a user may have no home
     folder = home / "vaejax" / f"compiled-{hashlib.sha256(able.encode()).hexdigest()[:16]}"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
@@ -208,18 +218,19 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         with on_sigterm() as interruption:
             experiment.train(run, interruption)
 
-    from vaejax import evaluation, report  # two seconds that the first step need not wait for
+        from vaejax import evaluation, report  # two seconds that the first step need not wait for
 
-    _show(evaluation.evaluate(run))
-    _say(f"report: {report.write(run)}")
+        _show(evaluation.evaluate(run))
+        _say(f"report: {report.write(run)}")
 
 
 def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from vaejax import evaluation, runs
+    from vaejax import evaluation, hosts, runs
 
     _join(arguments)
-    run = runs.load(arguments.directory)
-    _show(evaluation.evaluate(run, arguments.split, arguments.best, arguments.samples, arguments.draw))
+    with hosts.explain_loss():
+        run = runs.load(arguments.directory)
+        _show(evaluation.evaluate(run, arguments.split, arguments.best, arguments.samples, arguments.draw))
 
 
 def _frechet(arguments: argparse.Namespace, _: Sequence[str]) -> None:

@@ -48,7 +48,7 @@ class DataConfig(Section):
     )
     window: tuple[int, ...] | None = declare(
         None,
-        "volumes: (centre, width) of what becomes black to white, in a file's units; None: a CT's own window, or percentiles",
+        "volumes: (centre, width) of what becomes black to white, in decoded units; None: a CT's own window, or percentiles",
         low=-100_000,
         high=1_000_000,
     )

@@ -120,11 +120,11 @@ def per_example(run: Run, params: Params, split: str, samples: int, draw: int) -
 
 
 def pixels_at_a_time() -> int:
-    """As many as serve the platform; a half, a quarter, ... of them where the memory left is too little for that."""
+    """As many as serve the platform; a half, a quarter, ... of them where memory is too short for that, in any process."""
     pixels, left = PIXELS_AT_A_TIME.get(jax.default_backend(), 2**21), memory.available()
     while left is not None and pixels > 1 and pixels * BYTES_A_PIXEL > left:
         pixels //= 2
-    return pixels
+    return int(hosts.least(pixels))
 
 
 class Sampled(NamedTuple):
@@ -194,7 +194,7 @@ def _pca(run: Run, latents: int, split: str, draw: int) -> dict[str, Any]:
         for name, value in errors(images, restored.reshape(images.shape)).items():
             collected.setdefault(name, []).append(np.asarray(value))
     levels = experiment.grid(run)
-    if levels:
+    if levels and len(train) > latents + 2:  # else nothing would be left for the noise
         probabilistic = _ppca(train, latents, levels, draw)
         collected["bits_per_dim"] = [probabilistic(images) for images in _images(run, split, draw)]
     return {name: _summary(name, np.concatenate(values)) for name, values in collected.items()}
@@ -215,12 +215,17 @@ def _ppca(
 
     wide = spread(train)
     n, dimensions = wide.shape
-    pca = PCA(min(latents, n - 1, dimensions - 1), svd_solver="auto", random_state=0).fit(wide)
-    unexplained = float(wide.var(axis=0, ddof=1, dtype=np.float64).sum()) - float(pca.explained_variance_.sum())
-    pca.noise_variance_ = unexplained / (dimensions - pca.n_components_)  # scikit-learn's divides by n, where that is smaller
+    pca = PCA(min(latents, n - 2, dimensions - 1), svd_solver="auto", random_state=0).fit(wide)
+    variances = pca.explained_variance_.astype(np.float64)
+    total = sum(float(part.var(axis=0, ddof=1, dtype=np.float64).sum()) for part in np.array_split(wide, 64, axis=1))
+    noise = (total - variances.sum()) / (dimensions - len(variances))  # scikit-learn's divides by n, where that is smaller
+    log_determinant = np.log(variances).sum() + (dimensions - len(variances)) * math.log(noise)
 
     def bits(images: Float[np.ndarray, "b ..."]) -> Float[np.ndarray, " b"]:
-        nats = -pca.score_samples(spread(images.reshape(len(images), -1))) - dimensions * math.log(step)
+        centred = spread(images.reshape(len(images), -1)).astype(np.float64) - pca.mean_
+        along = centred @ pca.components_.T
+        distance = ((centred**2).sum(axis=1) - (along**2 * (1.0 - noise / variances)).sum(axis=1)) / noise
+        nats = 0.5 * (dimensions * math.log(2.0 * math.pi) + log_determinant + distance) - dimensions * math.log(step)
         return metrics.bits_per_dim(nats, dimensions)
 
     return bits

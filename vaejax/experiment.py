@@ -131,6 +131,7 @@ def _loop(
     step, noise = training.train_step(objective, settings.ema_decay), keys.stream(_key(run), "noise")
     evaluate, best = training.eval_step(run.model, run.config.objective), _best_loss(run)
     number, unread, read, since = int(state.step), None, [], time.perf_counter()
+    hosts.require_parts(batch_size, run.config.objective.parts)
     batches = training_batches(run, number)
     first = next(batches)
     training.require_memory(step, state, training.place(first), noise, batch_size)
@@ -189,7 +190,7 @@ def _validate(run: Run, evaluate: training.EvalStep, params: Params, interruptio
 def _best_loss(run: Run) -> float:
     whole = checkpoints.steps(run.checkpoints, run.fingerprint).whole
     best = checkpoints.best_step(whole)
-    return math.inf if best is None else whole[best].metrics["loss"]
+    return hosts.of_first(math.inf if best is None else whole[best].metrics["loss"])
 
 
 def _initial(run: Run, objective: Objective) -> TrainState:

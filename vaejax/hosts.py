@@ -20,6 +20,9 @@ HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as lost, and the others end."""
 
 
+PATIENCE = 3_600
+"""Seconds that a process which is done waits for the others: the first one has a report to draw."""
+
 LOSS = ("Gloo", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "Connection", "heartbeat", "NCCL")
 """Words by which a collective operation, or the service that watches the processes, tells that one is gone."""
 
@@ -37,7 +40,9 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         TrainingError: they could not meet.
     """
     try:
-        jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT)
+        jax.distributed.initialize(
+            coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=PATIENCE
+        )
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
             f"--coordinator={coordinator} --processes={processes} --process={process}: the processes could not meet: {error} "
@@ -97,6 +102,16 @@ def share(batch_size: int) -> slice:
     return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
 
+def require_parts(batch_size: int, parts: int) -> None:
+    """Raises TrainingError where the parts of a batch do not divide among all devices."""
+    devices = jax.device_count()
+    if batch_size % (parts * devices):
+        raise TrainingError(
+            f"objective.parts={parts}: expected data.batch_size={batch_size} to be a multiple of {parts} parts times {devices} "
+            f"devices. Choose data.batch_size={-(-batch_size // (parts * devices)) * parts * devices}, or other parts."
+        )
+
+
 def require_shares(batch_size: int) -> None:
     """Raises TrainingError where a batch does not divide among all devices, with the nearest sizes that do."""
     devices = jax.device_count()
@@ -104,6 +119,16 @@ def require_shares(batch_size: int) -> None:
         below = batch_size // devices * devices
         sizes = " or ".join(str(size) for size in (below, below + devices) if size)
         raise TrainingError(f"data.batch_size={batch_size}: expected a multiple of the {devices} devices; choose {sizes}.")
+
+
+def least(number: float) -> float:
+    """The smallest of what the processes say: what all of them have."""
+    return float(number) if jax.process_count() == 1 else float(multihost_utils.process_allgather(np.float64(number)).min())
+
+
+def of_first(number: float) -> float:
+    """What the first process says, in all of them."""
+    return number if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(np.asarray(number)).item()
 
 
 def gathered(values: Shaped[Array, "b ..."]) -> Shaped[np.ndarray, "b ..."]:

@@ -6,8 +6,11 @@ import jax
 
 MACHINE = Path("/proc/meminfo")
 CONTAINER = Path("/sys/fs/cgroup")
-LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-"""What a container may take, and what it has, in control groups of version 2 and 1."""
+LIMITS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+"""What a container may take, what it has, and what of that is files that can be dropped; control groups of version 2 and 1."""
 
 
 def available() -> int | None:
@@ -25,8 +28,10 @@ def of_host() -> int | None:
     if MACHINE.exists():
         lines = dict(line.split(":") for line in MACHINE.read_text().splitlines())
         left.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    for limit, used in LIMITS:
+    for limit, used, statistics, cache in LIMITS:
         if (CONTAINER / limit).exists():
             most = (CONTAINER / limit).read_text().strip()
-            left += [] if most == "max" else [max(int(most) - int((CONTAINER / used).read_text()), 0)]
+            lines = dict(line.split() for line in (CONTAINER / statistics).read_text().splitlines())
+            held = int((CONTAINER / used).read_text()) - int(lines.get(cache, 0))
+            left += [] if most == "max" else [max(int(most) - held, 0)]
     return min(left, default=None)

@@ -132,13 +132,12 @@ def require_memory(step: TrainStep, state: TrainState, batch: Batch, key: Key[Ar
     """Compiles a jitted step for a batch of `rows`, which its first call then need not, and sees whether it fits.
 
     Raises:
-        TrainingError: where a step needs more memory than is left, with a batch size that should fit.
+        TrainingError: where a step needs more memory than is left in any process, with a batch size that should fit.
     """
     needs = step.lower(state, batch, key).compile().memory_analysis()  # type: ignore[attr-defined]  # it is jitted
-    left = memory.available()
-    if needs is None or left is None:
-        return
-    asked = needs.temp_size_in_bytes + max(needs.output_size_in_bytes - needs.alias_size_in_bytes, 0)
+    known = memory.available()
+    left = hosts.least(math.inf if known is None else known)  # so that all processes refuse, or none
+    asked = 0 if needs is None else needs.temp_size_in_bytes + max(needs.output_size_in_bytes - needs.alias_size_in_bytes, 0)
     if asked > left:
         fits = max(int(rows * left / asked) // jax.device_count(), 1) * jax.device_count()
         raise TrainingError(

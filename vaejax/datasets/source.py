@@ -17,7 +17,7 @@ class Examples(NamedTuple):
             Raises DataError with the bare reason where the image is unreadable.
         labels: int32 [n], or None where unknown.
         paths: where each example lies, relative to the source's folder; None for images that are not files.
-        patients: int [n], examples of one number stay in one split; None where nobody knows.
+        patients: int [n], examples of one number stay in one split, and those of -1 in train; None where nobody knows.
     """
 
     n: int

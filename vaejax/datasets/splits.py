@@ -34,19 +34,19 @@ def complete(splits: dict[str, Examples], fraction: float, label_names: tuple[st
 
 
 def _by_patient(splits: dict[str, Examples], patients: np.ndarray, fraction: float, missing: list[str]) -> dict[str, Examples]:
-    left = np.unique(patients)
+    left = np.unique(patients[patients >= 0])
     if len(left) <= len(missing):
         raise DataError(
             f"expected at least {len(missing) + 1} patients, one for every split, found {len(left)}: a patient's images stay "
             "together. Add patients."
         )
-    count = max(round(fraction * len(left)), 1)
+    count = min(max(round(fraction * len(left)), 1), (len(left) - 1) // len(missing))
     chosen = {}
     for split in missing:
         part = _stratified(len(left), count)
         chosen[split] = take(splits["train"], np.flatnonzero(np.isin(patients, left[part])))
         left = np.delete(left, part)
-    completed = splits | {"train": take(splits["train"], np.flatnonzero(np.isin(patients, left)))} | chosen
+    completed = splits | {"train": take(splits["train"], np.flatnonzero(np.isin(patients, left) | (patients < 0)))} | chosen
     return {split: completed[split] for split in ("train", "val", "test")}
 
 

@@ -1,5 +1,6 @@
 """A folder of DICOM and NIfTI files, at any depth: every frame or slice is an image, and a patient is in one split."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -38,9 +39,9 @@ class Volume(NamedTuple):
 def source(config: DataConfig) -> Source:
     """All slices of all volumes under `config.path`, in the order of their first paths.
 
-    A series of DICOM files is sorted by position. Its patient is the PatientID, or where there is none the series; a NIfTI
-    file, whose header knows no patient, counts as a patient. `config.window`, or a CT's own, or the percentiles of a volume
-    say what is black and white. NaN is black.
+    A series of DICOM files is sorted by position, where its slices are parallel and each has a place of its own. Its patient is
+    the PatientID, or where there is none the series; a NIfTI file, whose header knows no patient, counts as a patient.
+    `config.window`, or a CT's own, or the percentiles of a volume say what is black and white. NaN is black.
 
     Raises:
         DataError: no such folder, no files in it, or the libraries that read them are absent.
@@ -77,13 +78,19 @@ def _examples(volumes: list[Volume], config: DataConfig) -> Examples:
         return volumes[number].slices()
 
     chosen: list[tuple[int, int]] = []
+    unreadable: set[int] = set()
+    reason = ""
     for number in range(len(volumes)):
         try:
             content = (slices(number) > DARK).mean(axis=(1, 2, 3))
-        except DataError:
+        except DataError as error:
+            reason = reason or f"{volumes[number].paths[0]}: {error}"
+            unreadable.add(number)
             chosen.append((number, 0))
             continue
         chosen += [(number, int(place)) for place in np.flatnonzero(content >= config.slice_content)]
+    if len(unreadable) == len(volumes):
+        raise DataError(f"none of {len(volumes)} volumes can be read ({reason}). Check data.path.")
     if not chosen:
         raise DataError(f"data.slice_content={config.slice_content}: no slice has as much. Choose less.")
 
@@ -91,36 +98,42 @@ def _examples(volumes: list[Volume], config: DataConfig) -> Examples:
         number, place = chosen[i]
         return slices(number)[place]
 
-    patients = np.unique([volumes[number].patient for number, _ in chosen], return_inverse=True)[1]
+    owners = sorted({volume.patient for number, volume in enumerate(volumes) if number not in unreadable})
+    numbers = {owner: number for number, owner in enumerate(owners)}  # what is unreadable is nobody's, and stays in train
+    patients = np.array([-1 if number in unreadable else numbers[volumes[number].patient] for number, _ in chosen])
     paths = tuple(f"{volumes[number].paths[0]}, slice {place}" for number, place in chosen)
     return Examples(len(chosen), read, None, paths, patients)
 
 
 def _volumes(files: list[tuple[str, Path]], config: DataConfig) -> list[Volume]:
     found = []
-    series: dict[str, tuple[str, list[tuple[str, Path]]]] = {}
+    series: dict[str, list[tuple[str, Path, str | None]]] = {}
     for name, path in files:
         if name.lower().endswith((".nii", ".nii.gz")):
             found.append(Volume((name,), name, functools.partial(_of_nifti, path, config)))
             continue
-        patient, own = _grouping(name, path)
-        series.setdefault(own, (patient, []))[1].append((name, path))
-    for patient, members in series.values():
-        names, paths = zip(*members, strict=True)
-        found.append(Volume(names, patient, functools.partial(_of_series, paths, config)))
+        own, patient = _grouping(name, path)
+        series.setdefault(own, []).append((name, path, patient))
+    for own, members in series.items():
+        names, paths, patients = zip(*members, strict=True)
+        known = sorted({patient for patient in patients if patient})
+        if len(known) > 1:
+            raise DataError(
+                f"{names[0]} and {len(names) - 1} other files: one series of {len(known)} patients. Mend their headers."
+            )
+        found.append(Volume(names, known[0] if known else own, functools.partial(_of_series, paths, config)))
     return sorted(found, key=lambda volume: volume.paths)
 
 
-def _grouping(name: str, path: Path) -> tuple[str, str]:
-    """Patient and series of a DICOM file; a file that cannot be read is alone, and says why when it is read."""
+def _grouping(name: str, path: Path) -> tuple[str, str | None]:
+    """Series and patient of a DICOM file; a file that cannot be read is alone, and says why when it is read."""
     from vaejax.datasets import dicom
 
     try:
         header = dicom.read_header(path)
     except DataError:
-        return name, name
-    own = header.series or name
-    return header.patient or own, own
+        return name, None
+    return header.series or name, header.patient
 
 
 def _of_nifti(path: Path, config: DataConfig) -> Float32[np.ndarray, "n H W C"]:
@@ -154,7 +167,8 @@ def _of_series(paths: Iterable[Path], config: DataConfig) -> Float32[np.ndarray,
     orientations = [picture.header.orientations for picture in pictures]
     known = [part for part in (*positions, *orientations) if part is not None]
     if len(frames) > 1 and len(known) == 2 * len(pictures):
-        frames = frames[dicom.order(np.concatenate(known[: len(pictures)]), np.concatenate(known[len(pictures) :]))]
+        with contextlib.suppress(DataError):  # scouts and series in time have no order along a line: that of their paths
+            frames = frames[dicom.order(np.concatenate(known[: len(pictures)]), np.concatenate(known[len(pictures) :]))]
     if frames.shape[-1] > 1:
         return frames.astype(np.float32) / np.float32(np.iinfo(frames.dtype).max)
     header = pictures[0].header
@@ -166,13 +180,15 @@ def _grey(
 ) -> Float32[np.ndarray, "n H W 1"]:
     """To [0, 1] by the window asked for, by the images' own, or by percentiles of all of them."""
     window = config.window or own
-    finite = images[np.isfinite(images)]
-    if not finite.size:
-        raise DataError("no finite voxel")
     if window:
-        centre, width = window
-        low, high = centre - width / 2.0, centre + width / 2.0
+        low, high = window[0] - window[1] / 2.0, window[0] + window[1] / 2.0
     else:
+        finite = images[np.isfinite(images)]
+        if not finite.size:
+            raise DataError("no finite voxel")
         low, high = np.percentile(finite, PERCENTILES)
-    known = np.nan_to_num(images.astype(np.float64), nan=low, posinf=high, neginf=low)
-    return np.clip((known - low) / max(high - low, 1e-12), 0.0, 1.0).astype(np.float32)
+    scaled = np.empty(images.shape, np.float32)
+    for place, image in enumerate(images):  # one at a time: a series may be of gigabytes
+        known = np.nan_to_num(image.astype(np.float64), nan=low, posinf=high, neginf=low)
+        scaled[place] = np.clip((known - low) / max(high - low, 1e-12), 0.0, 1.0)
+    return scaled
