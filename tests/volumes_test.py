@@ -118,7 +118,7 @@ def test_a_file_without_patient_belongs_to_that_of_its_series(tmp_path):
     (volume,) = volumes._volumes([(p.name, p) for p in sorted((tmp_path / "in").iterdir())], config(tmp_path))
     assert volume.patient == "Doe"
     save_dicom(tmp_path / "in" / "c", ramp(3, 5), 5.0, PatientID="Roe")
-    with pytest.raises(DataError, match="one series, 2 patients"):
+    with pytest.raises(DataError, match="one series of 2 patients"):
         volumes._volumes([(p.name, p) for p in sorted((tmp_path / "in").iterdir())], config(tmp_path))
 
 
