@@ -215,3 +215,26 @@ def test_shares_are_all_rows_once(monkeypatch):
 def test_processes_that_cannot_meet_say_how():
     with pytest.raises(TrainingError, match="--process"):
         hosts.join("localhost:1", 2, 5)
+
+
+def test_parts_of_a_batch_divide_among_all_devices(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    hosts.require_parts(32, 4)
+    with pytest.raises(TrainingError, match=r"objective\.parts=4: .*data\.batch_size=48 .*Choose data\.batch_size=64,"):
+        hosts.require_parts(48, 4)
+
+
+AGREE = """
+import sys
+from vaejax import hosts
+hosts.join(sys.argv[2], int(sys.argv[4]), int(sys.argv[6]))
+own = int(sys.argv[6])
+print("found", hosts.least(5.0 - own), hosts.of_first(10**9 + own), hosts.of_first(bool(own)), hosts.anybody(lambda: own == 1)())
+"""
+
+
+def test_what_processes_agree_on():
+    for status, output in finish(start(2, 1, "-c", AGREE)):
+        assert status == 0, output
+        assert f"found 4.0 {10**9} False True" in output
+    assert (hosts.least(5.0), hosts.of_first(7), hosts.anybody(lambda: False)()) == (5.0, 7, False)
