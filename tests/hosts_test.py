@@ -229,7 +229,8 @@ import sys
 from vaejax import hosts
 hosts.join(sys.argv[2], int(sys.argv[4]), int(sys.argv[6]))
 own = int(sys.argv[6])
-print("found", hosts.least(5.0 - own), hosts.of_first(10**9 + own), hosts.of_first(bool(own)), hosts.anybody(lambda: own == 1)())
+first = (hosts.of_first(10**9 + own), hosts.of_first(bool(own)))
+print("found", hosts.least(5.0 - own), *first, hosts.anybody(lambda: own == 1)())
 """
 
 
