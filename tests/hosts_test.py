@@ -130,8 +130,7 @@ def test_stops_and_losses_are_shared_and_the_run_goes_on_elsewhere(config, alone
     wait_for(directory / "checkpoints" / str((stopped // 50 + 1) * 50), started)
     started[1].kill()
     (status, output), _ = finish(started)
-    assert status not in (0, None), output
-    assert "another of the 2 processes was lost" in output
+    assert status != 0, output  # JAX may abort it before it can say why
 
     ((status, output),) = finish(train(config, directory, 1, 1))
     assert status == 0, output
@@ -215,6 +214,21 @@ def test_shares_are_all_rows_once(monkeypatch):
 def test_processes_that_cannot_meet_say_how():
     with pytest.raises(TrainingError, match="--process"):
         hosts.join("localhost:1", 2, 5)
+
+
+def test_a_lost_process_is_told_in_words(monkeypatch):
+    def lose(words: str) -> None:
+        with hosts.explain_loss():
+            raise jax.errors.JaxRuntimeError(words)
+
+    reset = "UNKNOWN: Gloo all-reduce failed: Connection reset by peer"
+    with pytest.raises(jax.errors.JaxRuntimeError):  # one process alone has nobody to lose
+        lose(reset)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(TrainingError, match="another of the 3 processes was lost: UNKNOWN: Gloo .* the same command goes on"):
+        lose(reset)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        lose("INTERNAL: something else")
 
 
 def test_parts_of_a_batch_divide_among_all_devices(monkeypatch):
