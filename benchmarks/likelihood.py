@@ -21,7 +21,6 @@ import torch
 from default_mlp import config_for, flat_images, of_vaejax, to_pythae
 from sides import Ratio, Run, Side, circumstances, interleave, ratios, table
 
-from vaejax import distributions as dist
 from vaejax import evaluation, experiment, keys, runs, training
 from vaejax.models import Params
 
@@ -52,14 +51,10 @@ def trained(run: runs.Run) -> Params:
 
 
 def vaejax_nll(run: runs.Run, samples: int) -> Callable[[Params, int], float]:
-    """A function (weights, draw) -> mean nats an image: `evaluation.per_example` without its other metrics, compiled once."""
+    """A function (weights, draw) -> mean nats an image: what `evaluation.per_example` does for it, compiled once."""
     model, rows = run.model, run.data.splits["test"].n
     chunk = max(evaluation.pixels_at_a_time() // (rows * math.prod(model.image_shape)), 1)
-
-    @jax.jit
-    def log_weight(params: Params, images: jax.Array, key: jax.Array, index: jax.Array, numbers: jax.Array) -> jax.Array:
-        inference = model.infer(params, images, keys.of_examples(key, index), numbers)
-        return jax.nn.logsumexp(dist.log_prob(inference.likelihood, images) - inference.log_ratio, axis=0)
+    sampled = jax.jit(functools.partial(evaluation._sampled, model))
 
     def nll(params: Params, draw: int) -> float:
         key = keys.stream(jax.random.key(draw), "posterior of test")
@@ -67,8 +62,8 @@ def vaejax_nll(run: runs.Run, samples: int) -> Callable[[Params, int], float]:
         parts = []
         for start in range(0, samples, chunk):
             numbers = jnp.arange(start, min(start + chunk, samples))
-            parts.append(log_weight(params, batch["image"], key, batch["index"], numbers))
-        return math.log(samples) - float(np.logaddexp.reduce([np.float64(part) for part in parts], axis=0).mean())
+            parts.append((len(numbers), sampled(params, batch["image"], key, batch["index"], numbers, None)))
+        return float(evaluation._merged(parts)["nll"].mean())
 
     return nll
 

@@ -225,7 +225,7 @@ def test_a_lost_process_is_told_in_words(monkeypatch):
     with pytest.raises(jax.errors.JaxRuntimeError):  # one process alone has nobody to lose
         lose(reset)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    with pytest.raises(TrainingError, match="another of the 3 processes was lost: UNKNOWN: Gloo .* the same command goes on"):
+    with pytest.raises(TrainingError, match=r"another of the 3 processes was lost: UNKNOWN: Gloo .* the same command goes on"):
         lose(reset)
     with pytest.raises(jax.errors.JaxRuntimeError):
         lose("INTERNAL: something else")
