@@ -242,6 +242,7 @@ def test_a_step_that_needs_more_memory_than_is_left_is_refused_before_it_runs(tm
     with pytest.raises(TrainingError, match=r"batch_size=8: a step needs .* GiB .* are left\. Try data\.batch_size=\d, or"):
         train(run)
     assert saved(run) == []
+    assert not (run.directory / "config.json").exists()  # so that the batch size to try may be tried here
 
 
 @pytest.mark.parametrize(("name", "field", "rows", "smaller"), [("train_step", "data.batch_size", 8, 4)])

@@ -14,7 +14,7 @@ from vaejax import batches as batching
 from vaejax import checkpoints, hosts, keys, optimizers, training, transfer
 from vaejax.batches import Batch
 from vaejax.checkpoints import Writer
-from vaejax.errors import CheckpointError, Terminated, VaejaxError
+from vaejax.errors import CheckpointError, Terminated, TrainingError, VaejaxError
 from vaejax.interruption import Interruption
 from vaejax.journal import Journal
 from vaejax.models import Params
@@ -134,7 +134,12 @@ def _loop(
     hosts.require_parts(batch_size, run.config.objective.parts)
     batches = training_batches(run, number)
     first = next(batches)
-    training.require_memory(step, state, training.place(first), noise, batch_size)
+    try:
+        training.require_memory(step, state, training.place(first), noise, batch_size)
+    except TrainingError:
+        if number == 0:
+            _forget(run)
+        raise
     with bar("training", settings.steps, number) as show:
         for batch in itertools.chain([first], batches):
             asked = hosts.anybody(lambda: interruption.requested)
@@ -201,9 +206,14 @@ def _initial(run: Run, objective: Objective) -> TrainState:
     try:
         return training.init(run.model, objective, key, lambda params: transfer.take_over(run, params))
     except VaejaxError:
-        for name in ("config.json", "data.json") if hosts.first() else ():  # nothing has begun: the mended command may use it
-            (run.directory / name).unlink(missing_ok=True)
+        _forget(run)
         raise
+
+
+def _forget(run: Run) -> None:
+    """Nothing has begun: the mended command may use the folder."""
+    for name in ("config.json", "data.json") if hosts.first() else ():
+        (run.directory / name).unlink(missing_ok=True)
 
 
 def _key(run: Run) -> jax.Array:
