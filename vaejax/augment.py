@@ -34,18 +34,27 @@ class Photometric(NamedTuple):
     change: Callable[[Images, tf.Tensor], Images]
 
 
-def augment(images: Images, seed: Integer[tf.Tensor, " 2"], config: AugmentConfig) -> Images:
+def augment(
+    images: Images,
+    seed: Integer[tf.Tensor, " 2"],
+    config: AugmentConfig,
+    batch: int | None = None,
+    share: slice = slice(None),
+) -> Images:
     """Changes every image at random, as `config` asks; the same seed gives the same changes.
 
     Args:
         images: values in [0, 1].
         seed: two integers, for example (seed of the run, step).
         config: the largest change of each kind; off is exact identity.
+        batch: how many images the batch has that these are the rows `share` of; None: these are all.
+        share: they change as they would in the whole batch.
 
     Returns:
         Images of the same shape, clipped to [0, 1]. What comes from outside of an image is 0.
     """
-    return apply(images, draw(config, tf.shape(images)[0], seed))
+    parameters = draw(config, tf.shape(images)[0] if batch is None else batch, seed)
+    return apply(images, {name: rows[share] for name, rows in parameters.items()})
 
 
 def draw(config: AugmentConfig, batch: int | tf.Tensor, seed: Integer[tf.Tensor, " 2"]) -> dict[str, tf.Tensor]:

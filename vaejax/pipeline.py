@@ -64,8 +64,8 @@ def training_batches(
         index = epoch_order(step * batch_size + tf.range(batch_size, dtype=tf.int64), split.n, seed)[share]
         columns = read(index)
         images = tf.cast(columns["image"], tf.float32) / white
-        changes = augmentation.draw(augment, batch_size, tf.stack([tf.constant(seed, tf.int64), step]))
-        images = augmentation.apply(images, {name: rows[share] for name, rows in changes.items()})
+        own = tf.stack([tf.constant(seed, tf.int64), step])
+        images = augmentation.augment(images, own, augment, batch_size, share)
         images = images if levels is None else quantize(images, levels)
         return columns | {"image": images, "mask": tf.ones_like(index, tf.bool), "index": tf.cast(index, tf.int32)}
 

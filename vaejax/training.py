@@ -139,11 +139,17 @@ def require_memory(step: TrainStep, state: TrainState, batch: Batch, key: Key[Ar
     left = hosts.least(math.inf if known is None else known)  # so that all processes refuse, or none
     asked = 0 if needs is None else needs.temp_size_in_bytes + max(needs.output_size_in_bytes - needs.alias_size_in_bytes, 0)
     if asked > left:
-        fits = max(int(rows * left / asked) // jax.device_count(), 1) * jax.device_count()
         raise TrainingError(
             f"data.batch_size={rows}: a step needs {asked / 2**30:.2g} GiB of memory, and {left / 2**30:.2g} are left. "
-            f"Try data.batch_size={fits}, or more objective.parts, for the same batch in less memory."
+            + _instead("data.batch_size", int(rows * left / asked))
         )
+
+
+def _instead(field: str, rows: int) -> str:
+    """What to try in place of a batch that does not fit: at most `rows`, shared by the devices."""
+    fits = max(rows // jax.device_count(), 1) * jax.device_count()
+    parts = ", or more objective.parts, for the same batch in less memory" if field == "data.batch_size" else ""
+    return f"Try {field}={fits}{parts}."
 
 
 @contextlib.contextmanager
@@ -158,9 +164,7 @@ def explain_out_of_memory(field: str, rows: int) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
             raise
-        smaller = max(rows // 2 // jax.device_count(), 1) * jax.device_count()
-        parts = ", or more objective.parts, for the same batch in less memory" if field == "data.batch_size" else ""
-        raise TrainingError(f"{field}={rows}: does not fit in the device's memory. Try {field}={smaller}{parts}.") from error
+        raise TrainingError(f"{field}={rows}: does not fit in the device's memory. {_instead(field, rows // 2)}") from error
 
 
 def check_finite(report: Report, index: Int[np.ndarray, " b"], step: int) -> dict[str, float]:

@@ -7,7 +7,6 @@ import io
 import logging
 import math
 import re
-import stat
 import struct
 import warnings
 import zlib
@@ -27,6 +26,7 @@ from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
 from pydicom.tag import Tag
 
+from vaejax.datasets.source import size_of
 from vaejax.errors import DataError
 
 MAX_BYTES = 512 * 2**20
@@ -266,11 +266,7 @@ def _reasons() -> Iterator[None]:
 
 def _read(path: Path, max_bytes: int) -> Dataset:
     """The fields of `_TAGS`, with the transfer syntax in `file_meta`."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise DataError("not a regular file")
-    if found.st_size > max_bytes:
-        raise DataError(f"a file of {found.st_size} bytes; at most {max_bytes} are allowed")
+    size_of(path, max_bytes)
     content = path.read_bytes()
     if content[128:132] != b"DICM" and content[:2] not in (b"\x02\0", b"\x08\0"):  # old files begin with group 2 or 8
         raise DataError("not a DICOM file" if content else "an empty file")

@@ -7,11 +7,10 @@ import numpy as np
 
 from vaejax.config import DataConfig
 from vaejax.datasets.image import decode
-from vaejax.datasets.source import Examples, Source, hash_files
+from vaejax.datasets.source import Examples, Source, files_in, hash_files
 from vaejax.errors import DataError
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_NOTES = {".txt", ".md", ".csv", ".json"}  # what data sets bring along; every other file counts as an image
 
 
 def source(config: DataConfig) -> Source:
@@ -49,7 +48,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     splits = {_SPLITS.get(folder.name.lower(), folder.name): folder for folder in folders}
     if not folders or ("train" not in splits and set(splits) - set(_SPLITS)):
         return {"train": root}
-    loose = [path.name for path in _images(root, "*")]
+    loose = [path.name for path in files_in(root, "*")]
     if "train" not in splits or set(splits) - set(_SPLITS) or len(splits) < len(folders) or loose:
         found = ", ".join(sorted([folder.name for folder in folders] + loose))
         raise DataError(
@@ -61,7 +60,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _files(folder: Path) -> list[tuple[str | None, Path]]:
     """(class, path) of every image of a split."""
     classes = [path for path in _visible(folder.iterdir()) if path.is_dir()]
-    loose = _images(folder, "*")
+    loose = files_in(folder, "*")
     if classes and loose:
         names = ", ".join(path.name for path in loose)
         raise DataError(f"{folder}: expected images in class folders only, found beside these: {names}. Move them into one.")
@@ -69,17 +68,11 @@ def _files(folder: Path) -> list[tuple[str | None, Path]]:
         raise DataError(f"{folder}: expected PNG or JPEG images, found none. Check data.path.")
     files: list[tuple[str | None, Path]] = [(None, path) for path in loose]
     for label in classes:
-        images = _images(label, "**/*")
+        images = files_in(label, "**/*")
         if not images:
             raise DataError(f"{label}: expected the images of a class, found none. Add images or remove the folder.")
         files += [(label.name, path) for path in images]
     return files
-
-
-def _images(folder: Path, pattern: str) -> list[Path]:
-    # not is_file(): that is false for a broken link, which is to be reported
-    paths = (path for path in folder.glob(pattern) if not path.is_dir() and path.suffix.lower() not in _NOTES)
-    return [path for path in _visible(paths) if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:

@@ -5,7 +5,6 @@ Nothing else of a header is read or written: no description, no name of a file, 
 
 import gzip
 import math
-import stat
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Num
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
+from vaejax.datasets.source import size_of
 from vaejax.errors import DataError
 
 MAX_BYTES = 512 * 2**20
@@ -66,18 +66,14 @@ def decode(path: Path, max_bytes: int = MAX_BYTES) -> Volume:
         DataError: the bare reason why the file is unreadable; it never holds text of the header.
     """
     with _reasons():
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise DataError("not a regular file")
-        if found.st_size > max_bytes:
-            raise DataError(f"a file of {found.st_size} bytes; at most {max_bytes} are allowed")
+        size = size_of(path, max_bytes)
         with path.open("rb") as file:
             compressed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             with gzip.open(file) if compressed else file as opened:
                 stream = cast(BinaryIO, opened)
                 header, start = _header(stream.read(540))
-                return _volume(stream, header, start, found.st_size * (_RATIO if compressed else 1), max_bytes)
+                return _volume(stream, header, start, size * (_RATIO if compressed else 1), max_bytes)
 
 
 def canonical(volume: Volume) -> Volume:

@@ -92,9 +92,7 @@ def _prepare(cache: Path, folder: Path, source: Source, config: DataConfig, fing
 
 
 def _fingerprint(source: Source, config: DataConfig) -> str:
-    fields = ["image_size", "channels", "resize", "validation_fraction", "on_error"]
-    fields += ["slice_axis", "slice_content", "window"] if config.name == "volumes" else []
-    settings = {name: getattr(config, name) for name in fields}
+    settings = {name: getattr(config, name) for name in ("image_size", "channels", "resize", "validation_fraction", "on_error")}
     facts = {"format": _FORMAT, "name": config.name, "contents": source.contents, **settings}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -1,11 +1,17 @@
 """What every source of images gives: its contents as one hash, and its splits, each read one example at a time."""
 
 import hashlib
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from vaejax.errors import DataError
+
+NOTES = {".txt", ".md", ".csv", ".json"}
+"""Suffixes of what data sets bring along beside their images."""
 
 
 class Examples(NamedTuple):
@@ -56,6 +62,24 @@ def take(examples: Examples, rows: np.ndarray) -> Examples:
         None if examples.paths is None else tuple(examples.paths[row] for row in rows),
         None if examples.patients is None else examples.patients[rows],
     )
+
+
+def files_in(folder: Path, pattern: str) -> list[Path]:
+    """Files that match, sorted by path, without hidden ones and notes: each is an image or counts as unreadable."""
+    # not is_file(): that is false for a broken link, which is to be reported
+    paths = (path for path in folder.glob(pattern) if not path.is_dir() and path.suffix.lower() not in NOTES)
+    shown = (path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(shown, key=lambda path: path.as_posix())
+
+
+def size_of(path: Path, most: int) -> int:
+    """The bytes of a file, before any is read. Raises DataError, the bare reason, where it is none, or has more than `most`."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError("not a regular file")
+    if found.st_size > most:
+        raise DataError(f"a file of {found.st_size} bytes; at most {most} are allowed")
+    return found.st_size
 
 
 def hash_files(files: Iterable[tuple[str, Path]]) -> str:

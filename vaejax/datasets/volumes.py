@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Num
 
 from vaejax.config import DataConfig
-from vaejax.datasets.source import Examples, Source, hash_files
+from vaejax.datasets.source import Examples, Source, files_in, hash_files
 from vaejax.errors import DataError
 
 PERCENTILES = (0.5, 99.5)
@@ -19,7 +20,8 @@ PERCENTILES = (0.5, 99.5)
 DARK = 0.1
 """A pixel brighter than this share of white is content."""
 
-_NOTES = {".txt", ".md", ".csv", ".json", ".yaml", ".yml"}
+_NO_IMAGES = {".yaml", ".yml", "DICOMDIR"}
+"""Suffixes or names of what lies beside the images, besides notes."""
 
 
 class Volume(NamedTuple):
@@ -48,26 +50,22 @@ def source(config: DataConfig) -> Source:
     """
     root = Path(config.path or "")
     if not root.is_dir():
-        raise DataError(f"{root}: expected a folder of DICOM and NIfTI files, found {_kind(root)}. Check data.path.")
+        raise DataError(
+            f"{root}: expected a folder of DICOM and NIfTI files, found {'a file' if root.exists() else 'none'}. "
+            "Check data.path."
+        )
     try:
         import nibabel  # noqa: F401  # whether it is there
         import pydicom  # noqa: F401
     except ImportError as error:
         raise DataError(f"data.name='volumes': needs {error.name}. Install 'vaejax[medical]'.") from error
-    files = sorted(path for path in root.rglob("*") if not path.is_dir() and _counts(path.relative_to(root)))
+    files = [path for path in files_in(root, "**/*") if not {path.suffix.lower(), path.name} & _NO_IMAGES]
     if not files:
         raise DataError(f"{root}: expected DICOM or NIfTI files, found none. Check data.path.")
     named = [(path.relative_to(root).as_posix(), path) for path in files]
-    return Source(hash_files(named), None, lambda: {"train": _examples(_volumes(named, config), config)})
-
-
-def _kind(path: Path) -> str:
-    return "a file" if path.exists() else "none"
-
-
-def _counts(path: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.suffix.lower() not in _NOTES and path.name != "DICOMDIR"
+    asked = f"{hash_files(named)} {config.slice_axis} {config.slice_content} {config.window}"
+    contents = hashlib.sha256(asked.encode()).hexdigest()
+    return Source(contents, None, lambda: {"train": _examples(_volumes(named, config), config)})
 
 
 def _examples(volumes: list[Volume], config: DataConfig) -> Examples:
