@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     config.optimizer.name = "adamax"
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 500
-    config.optimizer.skip_norm = 400.0
+    config.optimizer.skip_norm = 2_000.0
     config.training.steps = 20_000
     config.training.checkpoint_every = 2_000
     config.training.log_every = 200
