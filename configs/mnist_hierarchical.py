@@ -6,7 +6,8 @@
 Forty minutes on two free CPU cores. The same on an accelerator, wider, deeper and ten times as long:
 
     python train.py --config=configs/mnist_hierarchical.py --workdir=runs/mnist_hierarchical_wide \\
-        --config.model.features="(64, 128, 256)" --config.model.blocks=4 --config.model.dtype=bfloat16 --config.training.steps=200_000
+        --config.model.features="(64, 128, 256)" --config.model.blocks=4 --config.model.dtype=bfloat16 \\
+        --config.training.steps=200_000
 
 TFDS downloads the images; where the IDX files are at hand, add --config.data.name=idx --config.data.path=FOLDER.
 """

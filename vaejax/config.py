@@ -42,6 +42,9 @@ class DataConfig(Section):
     on_error: str = declare(
         "stop", "unreadable files: stop and name them all, or skip, count and list them", choices=("stop", "skip")
     )
+    masks: str | None = declare(
+        None, "folder of masks: for each image a file of the same relative path, of any suffix, whose values are classes"
+    )
     slice_axis: int = declare(2, "volumes: NIfTI is cut across this axis: 0 sagittal, 1 coronal, 2 axial", low=0, high=2)
     slice_content: float = declare(
         0.0, "volumes: a slice with a smaller share of pixels brighter than a tenth of white is left out", low=0.0, high=1.0

@@ -24,6 +24,7 @@ class Examples(NamedTuple):
         labels: int32 [n], or None where unknown.
         paths: where each example lies, relative to the source's folder; None for images that are not files.
         patients: int [n], examples of one number stay in one split, and those of -1 in train; None where nobody knows.
+        segmentation: i -> the class of every pixel of image i, uint8 [H, W], 0 for none of them; None where nobody drew any.
     """
 
     n: int
@@ -31,6 +32,7 @@ class Examples(NamedTuple):
     labels: np.ndarray | None = None
     paths: tuple[str, ...] | None = None
     patients: np.ndarray | None = None
+    segmentation: Callable[[int], np.ndarray] | None = None
 
 
 class Source(NamedTuple):
@@ -55,12 +57,14 @@ def arrays(images: np.ndarray, labels: np.ndarray | None) -> Examples:
 
 def take(examples: Examples, rows: np.ndarray) -> Examples:
     """The examples at `rows` (int [m]), in that order."""
+    segmentation = examples.segmentation
     return Examples(
         len(rows),
         lambda i: examples.read(int(rows[i])),
         None if examples.labels is None else examples.labels[rows],
         None if examples.paths is None else tuple(examples.paths[row] for row in rows),
         None if examples.patients is None else examples.patients[rows],
+        None if segmentation is None else lambda i: segmentation(int(rows[i])),
     )
 
 
