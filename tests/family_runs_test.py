@@ -212,11 +212,12 @@ def test_gauges_are_in_their_range(trained):
         assert row["adversarial_weight"] > 0.0
 
 
-@pytest.mark.parametrize("family", ["vamp", "vae_gan"])
+@pytest.mark.parametrize("family", ["vamp", "vq", "vae_gan"])
 def test_updates_that_are_too_large_are_skipped_and_counted(tmp_path, family):
     run = create(tmp_path, family, optimizer={"skip_norm": 1e-9}, training={"steps": STEPS, "log_every": 3})
     experiment.train(run, Interruption())
-    assert [row["skipped"] for row in rows(run, "train")] == [3, 6]
+    for side in ("", "discriminator_") if family == "vae_gan" else ("",):
+        assert [row[f"{side}skipped"] for row in rows(run, "train")] == [3, 6]
     begun = jax.jit(run.model.init)(keys.stream(jax.random.key(0), "init"))
     for name, part in final(run).params.items():
         assert all(map(np.array_equal, jax.tree.leaves(part), jax.tree.leaves(begun[name]))), name

@@ -24,6 +24,10 @@ from vaejax.runs import Run
 from vaejax.training import TrainState
 
 
+NEVER_MOVED = 100
+"""Updates skipped from the first one on, after which a training stops."""
+
+
 class Trained(NamedTuple):
     """The weights of a run at a step."""
 
@@ -157,6 +161,7 @@ def _loop(
             if log:
                 means = {name: float(np.mean([values[name] for values in read])) for name in read[0]}
                 means |= {name: read[-1][name] for name in report.gauges}
+                _require_updates(run, number, means)
                 speed = len(read) * batch_size / (time.perf_counter() - since)
                 rate = float(learning_rate(number - int(means.get("skipped", 0))))  # skipped steps do not count in the schedule
                 journal.write(number, "train", means | {"learning_rate": rate, "images_per_second": speed})
@@ -175,6 +180,15 @@ def _loop(
                 raise Terminated(f"stopped by SIGTERM at step {number}, which is saved; the same command goes on from there.")
             if last:
                 return
+
+
+def _require_updates(run: Run, number: int, means: dict[str, float]) -> None:
+    """Raises TrainingError where all of the first updates were skipped: the weights never change, so the next ones will be."""
+    if number >= NEVER_MOVED and means.get("skipped") == number:
+        raise TrainingError(
+            f"optimizer.skip_norm={run.config.optimizer.skip_norm:g}: all of the first {number} updates were skipped; "
+            f"the gradient's norm is {means['gradient_norm']:.3g}. Choose a larger optimizer.skip_norm, in another --workdir."
+        )
 
 
 def _validate(run: Run, evaluate: training.EvalStep, params: Params, interruption: Interruption) -> dict[str, float]:

@@ -97,8 +97,9 @@ def vae_gan(
         its_change, its_descending = optimizer.update(its_gradient, state.discriminator_optimizer, state.discriminator)
         adversaries = Adversaries(descending, optax.apply_updates(state.discriminator, its_change), its_descending)
         seen = {"discriminator_loss": loss, "adversarial_loss": adversarial, "adversarial_weight": weight}
+        seen |= gauges(descending) | {f"discriminator_{name}": count for name, count in gauges(its_descending).items()}
         params = rest | optax.apply_updates(trained, change)
-        return Update(params, adversaries, value, terms, optax.tree.norm(gradient), seen | gauges(descending))
+        return Update(params, adversaries, value, terms, optax.tree.norm(gradient), seen)
 
     return Objective(init, update)
 

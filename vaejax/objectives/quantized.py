@@ -75,6 +75,9 @@ def vq(
         averages = _revived(averages, dead, inference, batch["mask"], stream(key, "codes"))
         uses = averages.uses[:, jnp.newaxis]
         codebook = jnp.where(uses > 0.0, averages.sums / jnp.where(uses > 0.0, uses, 1.0), rest[CODEBOOK])
+        codebook, averages = jax.tree.map(
+            lambda old, new: jnp.where(_skipped(state[0], descending), old, new), (rest[CODEBOOK], state[1]), (codebook, averages)
+        )
         share = counts / counts.sum()
         seen = {
             "codes_in_use": (counts > 0.0).sum().astype(jnp.float32),
@@ -85,6 +88,12 @@ def vq(
         return Update(params, (descending, averages), value, terms, optax.tree.norm(gradient), seen | gauges(descending))
 
     return Objective(init, update)
+
+
+def _skipped(before: PyTree, after: PyTree) -> Bool[Array, ""]:
+    """Whether an optimiser skipped its update: then the codes stay, too."""
+    counts = [gauges(state).get("skipped", jnp.zeros(())) for state in (before, after)]
+    return counts[1] > counts[0]
 
 
 def _empty(codebook: Float[Array, "codes d"]) -> Bool[Array, ""]:
