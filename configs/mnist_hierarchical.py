@@ -30,11 +30,9 @@ def get_config() -> ConfigDict:
     config.model.latent_size = 8
     config.model.activation = "relu"
     config.model.likelihood = "bernoulli"
-    config.objective.warmup_steps = 4_000
     config.optimizer.name = "adamax"
-    config.optimizer.learning_rate = 4e-3
+    config.optimizer.learning_rate = 1.5e-3
     config.optimizer.warmup_steps = 500
-    config.optimizer.skip_norm = 2_000.0
     config.training.steps = 20_000
     config.training.checkpoint_every = 2_000
     config.training.log_every = 200
