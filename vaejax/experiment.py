@@ -23,9 +23,8 @@ from vaejax.progress import bar, console
 from vaejax.runs import Run
 from vaejax.training import TrainState
 
-
-NEVER_MOVED = 100
-"""Updates skipped from the first one on, after which a training stops."""
+STUCK = 100
+"""Updates skipped one after the other, after which a training stops."""
 
 
 class Trained(NamedTuple):
@@ -134,7 +133,7 @@ def _loop(
     learning_rate = optimizers.schedule(run.config.optimizer, settings.steps)
     step, noise = training.train_step(objective, settings.ema_decay), keys.stream(_key(run), "noise")
     evaluate, best = training.eval_step(run.model, run.config.objective), _best_loss(run)
-    number, unread, read, since = int(state.step), None, [], time.perf_counter()
+    number, unread, read, since, moved = int(state.step), None, [], time.perf_counter(), (0, int(state.step))
     hosts.require_parts(batch_size, run.config.objective.parts)
     batches = training_batches(run, number)
     first = next(batches)
@@ -161,7 +160,7 @@ def _loop(
             if log:
                 means = {name: float(np.mean([values[name] for values in read])) for name in read[0]}
                 means |= {name: read[-1][name] for name in report.gauges}
-                _require_updates(run, number, means)
+                moved = _moved(run, number, means, moved)
                 speed = len(read) * batch_size / (time.perf_counter() - since)
                 rate = float(learning_rate(number - int(means.get("skipped", 0))))  # skipped steps do not count in the schedule
                 journal.write(number, "train", means | {"learning_rate": rate, "images_per_second": speed})
@@ -182,13 +181,21 @@ def _loop(
                 return
 
 
-def _require_updates(run: Run, number: int, means: dict[str, float]) -> None:
-    """Raises TrainingError where all of the first updates were skipped: the weights never change, so the next ones will be."""
-    if number >= NEVER_MOVED and means.get("skipped") == number:
+def _moved(run: Run, number: int, means: dict[str, float], before: tuple[int, int]) -> tuple[int, int]:
+    """How many updates were not skipped, and by which step.
+
+    Raises:
+        TrainingError: none was for long. The weights stay what they are, and so will the gradient.
+    """
+    updates = number - int(means.get("skipped", 0))
+    if updates > before[0]:
+        return updates, number
+    if number - before[1] >= STUCK:
         raise TrainingError(
-            f"optimizer.skip_norm={run.config.optimizer.skip_norm:g}: all of the first {number} updates were skipped; "
-            f"the gradient's norm is {means['gradient_norm']:.3g}. Choose a larger optimizer.skip_norm, in another --workdir."
+            f"optimizer.skip_norm={run.config.optimizer.skip_norm:g}: all updates since step {before[1]} were skipped; the "
+            f"gradient's norm is {means['gradient_norm']:.3g}. Choose a larger optimizer.skip_norm, in another --workdir."
         )
+    return before
 
 
 def _validate(run: Run, evaluate: training.EvalStep, params: Params, interruption: Interruption) -> dict[str, float]:

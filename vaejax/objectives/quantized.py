@@ -75,9 +75,8 @@ def vq(
         averages = _revived(averages, dead, inference, batch["mask"], stream(key, "codes"))
         uses = averages.uses[:, jnp.newaxis]
         codebook = jnp.where(uses > 0.0, averages.sums / jnp.where(uses > 0.0, uses, 1.0), rest[CODEBOOK])
-        codebook, averages = jax.tree.map(
-            lambda old, new: jnp.where(_skipped(state[0], descending), old, new), (rest[CODEBOOK], state[1]), (codebook, averages)
-        )
+        skipped, kept = _skipped(state[0], descending), (rest[CODEBOOK], state[1])
+        codebook, averages = jax.tree.map(lambda old, new: jnp.where(skipped, old, new), kept, (codebook, averages))
         share = counts / counts.sum()
         seen = {
             "codes_in_use": (counts > 0.0).sum().astype(jnp.float32),
