@@ -47,6 +47,15 @@ def ramp(*shape: int) -> np.ndarray:
     return np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
 
 
+def found(folder: Path) -> list[volumes.Volume]:
+    return volumes.find([(path.name, path) for path in sorted(folder.iterdir())], 2)
+
+
+def slices(volume: volumes.Volume, **fields) -> np.ndarray:
+    images, _ = volumes._slices(volume, None, DataConfig(**fields), None)
+    return images
+
+
 def images(folder: Path, cache: Path, **fields) -> dict[str, np.ndarray]:
     data = load(config(folder, **fields), cache)
     return {name: split.read(np.arange(split.n))["image"] for name, split in data.splits.items()}
@@ -99,8 +108,8 @@ def test_a_series_is_sorted_by_position_whatever_its_files_are_called(tmp_path):
     frames = ramp(4, 3, 5)
     for name, place in (("a", 30.0), ("b", 10.0), ("c", 20.0), ("d", 0.0)):
         save_dicom(tmp_path / "in" / f"{name}.dcm", frames[int(place / 10)], place)
-    (volume,) = volumes._volumes([(p.name, p) for p in sorted((tmp_path / "in").iterdir())], config(tmp_path, window=(30, 60)))
-    np.testing.assert_allclose(volume.slices()[..., 0], np.clip(frames / 60.0, 0, 1), atol=1e-6)
+    (volume,) = found(tmp_path / "in")
+    np.testing.assert_allclose(slices(volume, window=(30, 60))[..., 0], np.clip(frames / 60.0, 0, 1), atol=1e-6)
     assert volume.patient == "Doe"
 
 
@@ -108,18 +117,18 @@ def test_slices_without_an_order_come_in_that_of_their_paths(tmp_path):
     """A series in time has several frames at one place."""
     for number, name in enumerate("cab"):
         save_dicom(tmp_path / "in" / name, np.full((3, 5), number))
-    (volume,) = volumes._volumes([(p.name, p) for p in sorted((tmp_path / "in").iterdir())], config(tmp_path, window=(1, 2)))
-    np.testing.assert_allclose(volume.slices()[:, 0, 0, 0], [0.5, 1.0, 0.0])
+    (volume,) = found(tmp_path / "in")
+    np.testing.assert_allclose(slices(volume, window=(1, 2))[:, 0, 0, 0], [0.5, 1.0, 0.0])
 
 
 def test_a_file_without_patient_belongs_to_that_of_its_series(tmp_path):
     for name, patient in (("a", ""), ("b", "Doe")):
         save_dicom(tmp_path / "in" / name, ramp(3, 5), ord(name), PatientID=patient)
-    (volume,) = volumes._volumes([(p.name, p) for p in sorted((tmp_path / "in").iterdir())], config(tmp_path))
+    (volume,) = found(tmp_path / "in")
     assert volume.patient == "Doe"
     save_dicom(tmp_path / "in" / "c", ramp(3, 5), 5.0, PatientID="Roe")
     with pytest.raises(DataError, match="one series of 2 patients"):
-        volumes._volumes([(p.name, p) for p in sorted((tmp_path / "in").iterdir())], config(tmp_path))
+        found(tmp_path / "in")
 
 
 @pytest.mark.parametrize("patients", [3, 4, 5])
@@ -139,11 +148,11 @@ def test_nothing_readable_is_told_with_the_first_reason(tmp_path):
 
 
 def test_a_patient_is_in_one_split(cohort, tmp_path):
-    found = images(cohort, tmp_path / "cache", window=(400, 800))
-    owners = {name: {round(float(image.min()) * 8) for image in split} for name, split in found.items()}
+    splits = images(cohort, tmp_path / "cache", window=(400, 800))
+    owners = {name: {round(float(image.min()) * 8) for image in split} for name, split in splits.items()}
     assert {name: len(numbers) for name, numbers in owners.items()} == {"train": 4, "val": 2, "test": 2}
     assert set.union(*owners.values()) == set(range(8))
-    assert all(len(split) == 3 * len(owners[name]) for name, split in found.items())  # with all three slices
+    assert all(len(split) == 3 * len(owners[name]) for name, split in splits.items())  # with all three slices
 
 
 def test_series_of_one_patient_stay_together(tmp_path):
@@ -151,8 +160,8 @@ def test_series_of_one_patient_stay_together(tmp_path):
         for study in range(2):
             fields = {"PatientID": f"p{number}", "SeriesInstanceUID": f"1.{number}.{study}"}
             save_dicom(tmp_path / "in" / f"{study}" / f"{number}.dcm", np.full((3, 5), number), **fields)
-    found = images(tmp_path / "in", tmp_path / "cache", window=(6, 12))
-    owners = {name: [round(float(image.max()) * 12) for image in split] for name, split in found.items()}
+    splits = images(tmp_path / "in", tmp_path / "cache", window=(6, 12))
+    owners = {name: [round(float(image.max()) * 12) for image in split] for name, split in splits.items()}
     assert all(sorted(numbers) == sorted(2 * list(set(numbers))) for numbers in owners.values())
 
 
@@ -169,21 +178,20 @@ def test_percentiles_of_a_volume_are_black_and_white_and_nan_is_black(tmp_path):
     for number in range(3):
         save_nifti(tmp_path / "in" / f"{number}.nii", voxels)
     examples = volumes.source(config(tmp_path / "in")).open()["train"]
-    found = np.stack([examples.read(i) for i in range(20)])
-    assert (found.min(), found.max()) == (0.0, 1.0)
-    assert found[0, -1, -1] == 0.0
+    grey = np.stack([examples.read(i) for i in range(20)])
+    assert (grey.min(), grey.max()) == (0.0, 1.0)
+    assert grey[0, -1, -1] == 0.0
     low, high = np.nanpercentile(voxels, volumes.PERCENTILES)
-    np.testing.assert_allclose(found[3, 5, 7, 0], np.clip((voxels[12, 14, 3] - low) / (high - low), 0, 1), atol=1e-6)
+    np.testing.assert_allclose(grey[3, 5, 7, 0], np.clip((voxels[12, 14, 3] - low) / (high - low), 0, 1), atol=1e-6)
 
 
 def test_a_ct_takes_its_own_window_unless_told(tmp_path):
     pixels = np.array([[-160, 40, 240]])
     fields = {"Modality": "CT", "WindowCenter": 40, "WindowWidth": 400}
     save_dicom(tmp_path / "in" / "a", pixels, **fields)
-    (own,) = volumes._volumes([("a", tmp_path / "in" / "a")], config(tmp_path))
-    np.testing.assert_allclose(own.slices()[0, 0, :, 0], [0.0, 0.5, 1.0], atol=1e-6)
-    (told,) = volumes._volumes([("a", tmp_path / "in" / "a")], config(tmp_path, window=(240, 400)))
-    np.testing.assert_allclose(told.slices()[0, 0, :, 0], [0.0, 0.0, 0.5], atol=1e-6)
+    (volume,) = found(tmp_path / "in")
+    np.testing.assert_allclose(slices(volume)[0, 0, :, 0], [0.0, 0.5, 1.0], atol=1e-6)
+    np.testing.assert_allclose(slices(volume, window=(240, 400))[0, 0, :, 0], [0.0, 0.0, 0.5], atol=1e-6)
 
 
 def test_slices_without_content_are_left_out(tmp_path):

@@ -1,8 +1,12 @@
 """What every source of images gives: its contents as one hash, and its splits, each read one example at a time."""
 
+import gzip
 import hashlib
 import stat
-from collections.abc import Callable, Iterable
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +29,7 @@ class Examples(NamedTuple):
         paths: where each example lies, relative to the source's folder; None for images that are not files.
         patients: int [n], examples of one number stay in one split, and those of -1 in train; None where nobody knows.
         segmentation: i -> the class of every pixel of image i, uint8 [H, W], 0 for none of them; None where nobody drew any.
+        window: what became 0 and 1 in every image, in the units of the files, where it was measured over all of them.
     """
 
     n: int
@@ -33,6 +38,7 @@ class Examples(NamedTuple):
     paths: tuple[str, ...] | None = None
     patients: np.ndarray | None = None
     segmentation: Callable[[int], np.ndarray] | None = None
+    window: tuple[float, float] | None = None
 
 
 class Source(NamedTuple):
@@ -65,7 +71,38 @@ def take(examples: Examples, rows: np.ndarray) -> Examples:
         None if examples.paths is None else tuple(examples.paths[row] for row in rows),
         None if examples.patients is None else examples.patients[rows],
         None if segmentation is None else lambda i: segmentation(int(rows[i])),
+        examples.window,
     )
+
+
+@contextmanager
+def decoding(kind: str) -> Iterator[None]:
+    """Every failure within as one DataError, the bare reason: libraries can quote a header, so the kind of theirs is told.
+
+    Args:
+        kind: of the file: "DICOM", "NIfTI".
+    """
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except DataError:
+            raise
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            raise DataError(f"a {kind} file that is damaged or cut short") from None
+        except Exception as error:  # damaged files make libraries raise almost anything, OSErrors of their own among them
+            known = error.strerror if isinstance(error, OSError) else None
+            raise DataError(known or f"a damaged {kind} file ({type(error).__name__})") from None
+
+
+def example_name(split: str, examples: Examples, i: int) -> str:
+    """What an example is called in an error: its path, or its place."""
+    return examples.paths[i] if examples.paths else f"{split} image {i}"
+
+
+def first_of(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, for an error."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def files_in(folder: Path, pattern: str) -> list[Path]:
