@@ -1,13 +1,14 @@
 """A folder of PNG and JPEG files: a sub-folder a class, with or without train, val and test folders above them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from vaejax.config import DataConfig
+from vaejax.datasets import isolation
 from vaejax.datasets.image import decode
-from vaejax.datasets.source import Examples, Source, files_in, hash_files
+from vaejax.datasets.source import Examples, Source, files_in, hash_files, reading
 from vaejax.errors import DataError
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -31,15 +32,21 @@ def source(config: DataConfig) -> Source:
         raise DataError(f"{root}: expected class folders in every split or in none, found both. Sort the images.")
     label_names = tuple(sorted(name for name in names if name is not None)) or None
     files = [(path.relative_to(root).as_posix(), path) for pairs in found.values() for _, path in pairs]
+    read = isolation.reader(decode, config)
     return Source(
-        hash_files(files), label_names, lambda: {split: _examples(root, found[split], label_names) for split in found}
+        hash_files(files), label_names, lambda: {split: _examples(root, found[split], label_names, read) for split in found}
     )
 
 
-def _examples(root: Path, files: list[tuple[str | None, Path]], label_names: tuple[str, ...] | None) -> Examples:
+def _examples(
+    root: Path,
+    files: list[tuple[str | None, Path]],
+    label_names: tuple[str, ...] | None,
+    read: Callable[[Path], np.ndarray],
+) -> Examples:
     labels = np.array([label_names.index(name or "") for name, _ in files], np.int32) if label_names else None
     paths = tuple(path.relative_to(root).as_posix() for _, path in files)
-    return Examples(len(files), lambda i: decode(files[i][1]), labels, paths)
+    return Examples(len(files), reading(read, [path for _, path in files]), labels, paths)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

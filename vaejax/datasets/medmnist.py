@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from vaejax.config import DataConfig
+from vaejax.datasets import isolation
 from vaejax.datasets.source import Examples, Source, arrays, hash_files
 from vaejax.errors import DataError
 
@@ -24,7 +25,7 @@ def source(config: DataConfig) -> Source:
         raise DataError(
             f"{path}: expected a MedMNIST .npz file, found {'a folder' if path.is_dir() else 'none'}. Check data.path."
         )
-    return Source(hash_files([(path.name, path)]), None, lambda: _read(path))
+    return Source(hash_files([(path.name, path)]), None, lambda: isolation.data_set(_read, config, path))
 
 
 def _read(path: Path) -> dict[str, Examples]:

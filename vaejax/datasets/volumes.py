@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Num
 
 from vaejax.config import DataConfig
+from vaejax.datasets import isolation, workers
 from vaejax.datasets.source import Examples, Source, files_in, hash_files
 from vaejax.errors import DataError
 
@@ -68,49 +69,57 @@ def source(config: DataConfig) -> Source:
     return Source(contents, None, lambda: {"train": _examples(_volumes(named, config), config)})
 
 
+class _Slices:
+    """i -> the place-th slice of a volume. The volume read last is kept: slices are read one after the other."""
+
+    def __init__(self, chosen: list[tuple[Volume, int]]) -> None:
+        self._chosen = chosen
+        self._held: tuple[Volume, np.ndarray] | None = None
+
+    def __reduce__(self) -> tuple:  # pickled without the voxels held
+        return _Slices, (self._chosen,)
+
+    def __call__(self, i: int) -> Num[np.ndarray, "H W C"]:
+        volume, place = self._chosen[i]
+        if self._held is None or self._held[0] is not volume:
+            self._held = None  # before the next is read: two may be too much
+            self._held = volume, volume.slices()
+        return self._held[1][place]
+
+
 def _examples(volumes: list[Volume], config: DataConfig) -> Examples:
     """The slices that have content enough; a volume that cannot be read is one example that says why when it is read."""
-
-    @functools.lru_cache(maxsize=1)  # slices are read one after the other
-    def slices(number: int) -> Float32[np.ndarray, "n H W C"]:
-        return volumes[number].slices()
-
-    chosen: list[tuple[int, int]] = []
-    unreadable: set[int] = set()
-    reason = ""
-    for number in range(len(volumes)):
-        try:
-            content = (slices(number) > DARK).mean(axis=(1, 2, 3))
-        except DataError as error:
-            reason = reason or f"{volumes[number].paths[0]}: {error}"
-            unreadable.add(number)
-            chosen.append((number, 0))
-            continue
-        chosen += [(number, int(place)) for place in np.flatnonzero(content >= config.slice_content)]
+    found = list(workers.each(functools.partial(_places, config.slice_content), volumes, config.workers))
+    unreadable = {number for number, (_, reason) in enumerate(found) if reason}
     if len(unreadable) == len(volumes):
-        raise DataError(f"none of {len(volumes)} volumes can be read ({reason}). Check data.path.")
+        raise DataError(f"none of {len(volumes)} volumes can be read ({volumes[0].paths[0]}: {found[0][1]}). Check data.path.")
+    chosen = [(number, place) for number, (places, _) in enumerate(found) for place in places]
     if not chosen:
         raise DataError(f"data.slice_content={config.slice_content}: no slice has as much. Choose less.")
-
-    def read(i: int) -> Num[np.ndarray, "H W C"]:
-        number, place = chosen[i]
-        return slices(number)[place]
-
     owners = sorted({volume.patient for number, volume in enumerate(volumes) if number not in unreadable})
     numbers = {owner: number for number, owner in enumerate(owners)}  # what is unreadable is nobody's, and stays in train
     patients = np.array([-1 if number in unreadable else numbers[volumes[number].patient] for number, _ in chosen])
     paths = tuple(f"{volumes[number].paths[0]}, slice {place}" for number, place in chosen)
-    return Examples(len(chosen), read, None, paths, patients)
+    return Examples(len(chosen), _Slices([(volumes[number], place) for number, place in chosen]), None, paths, patients)
+
+
+def _places(least: float, volume: Volume) -> tuple[list[int], str]:
+    """The slices of a volume with at least this share of content; or the first alone, and why it cannot be read."""
+    try:
+        content = (volume.slices() > DARK).mean(axis=(1, 2, 3))
+    except DataError as error:
+        return [0], str(error)
+    return [int(place) for place in np.flatnonzero(content >= least)], ""
 
 
 def _volumes(files: list[tuple[str, Path]], config: DataConfig) -> list[Volume]:
-    found = []
+    whole = [(name, path) for name, path in files if name.lower().endswith((".nii", ".nii.gz"))]
+    found = [Volume((name,), name, functools.partial(_of_nifti, path, config)) for name, path in whole]
     series: dict[str, list[tuple[str, Path, str | None]]] = {}
-    for name, path in files:
-        if name.lower().endswith((".nii", ".nii.gz")):
-            found.append(Volume((name,), name, functools.partial(_of_nifti, path, config)))
-            continue
-        own, patient = _grouping(name, path)
+    parts = sorted(set(files) - set(whole))
+    for (name, path), (own, patient) in zip(
+        parts, workers.each(functools.partial(_grouping, config), parts, config.workers), strict=True
+    ):
         series.setdefault(own, []).append((name, path, patient))
     for own, members in series.items():
         names, paths, patients = zip(*members, strict=True)
@@ -123,12 +132,13 @@ def _volumes(files: list[tuple[str, Path]], config: DataConfig) -> list[Volume]:
     return sorted(found, key=lambda volume: volume.paths)
 
 
-def _grouping(name: str, path: Path) -> tuple[str, str | None]:
+def _grouping(config: DataConfig, file: tuple[str, Path]) -> tuple[str, str | None]:
     """Series and patient of a DICOM file; a file that cannot be read is alone, and says why when it is read."""
     from vaejax.datasets import dicom
 
+    name, path = file
     try:
-        header = dicom.read_header(path)
+        header = isolation.reader(dicom.read_header, config)(path)
     except DataError:
         return name, None
     return header.series or name, header.patient
@@ -142,7 +152,7 @@ def _of_nifti(path: Path, config: DataConfig) -> Float32[np.ndarray, "n H W C"]:
     """
     from vaejax.datasets import nifti
 
-    volume = nifti.canonical(nifti.decode(path))
+    volume = nifti.canonical(isolation.reader(nifti.decode, config)(path))
     count = int(np.prod(volume.voxels.shape[3:-1] if volume.colour else volume.voxels.shape[3:]))
     if count != 1:
         raise DataError(f"{count} volumes in one file; expected one")
@@ -156,7 +166,8 @@ def _of_series(paths: Iterable[Path], config: DataConfig) -> Float32[np.ndarray,
     """The frames of all files of a series, sorted by position where they have one."""
     from vaejax.datasets import dicom
 
-    pictures = [dicom.decode(path) for path in paths]
+    decode = isolation.reader(dicom.decode, config)
+    pictures = [decode(path) for path in paths]
     shapes = {picture.pixels.shape[1:] for picture in pictures}
     if len(shapes) > 1:
         raise DataError(f"frames of several sizes in a series: {', '.join(map(str, sorted(shapes)))}")
