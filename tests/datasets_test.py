@@ -100,7 +100,7 @@ def test_a_prepared_folder_is_reused_and_holds_no_path_outside_private_files(tmp
     for split, part in first.splits.items():
         for i in range(part.n):
             np.testing.assert_array_equal(part.read(np.array([i]))["image"][0, :, :, 0], Image.open(root / paths[split][i]))
-    monkeypatch.setattr("vaejax.datasets.prepared._write", lambda *_: pytest.fail("prepared again"))
+    monkeypatch.setattr("vaejax.datasets.prepared._prepare", lambda *_: pytest.fail("prepared again"))
     assert load(_config(root), cache).fingerprint == first.fingerprint
 
 
@@ -135,7 +135,7 @@ def test_a_full_disk_is_told_in_one_error_and_leaves_nothing_behind(tmp_path, mo
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("vaejax.datasets.prepared._write_array", full)
+    monkeypatch.setattr("vaejax.datasets.shards._write", full)
     with pytest.raises(DataError, match=r"data\.cache='.*cache'.*No space left.*Check free space"):
         load(_config(root), cache)
     assert list(cache.iterdir()) == []

@@ -35,6 +35,8 @@ OWNERS = {
     "pydicom": {"datasets"},
     "nibabel": {"datasets"},
     "imagecodecs": {"datasets"},
+    "apache_beam": {"datasets"},
+    "multiprocessing": {"datasets"},
 }
 """What one room, or a few, stand for, so that a change of it stays there."""
 

@@ -48,12 +48,11 @@ def ramp(*shape: int) -> np.ndarray:
 
 
 def found(folder: Path) -> list[volumes.Volume]:
-    return volumes.find([(path.name, path) for path in sorted(folder.iterdir())], 2)
+    return volumes.find([(path.name, path) for path in sorted(folder.iterdir())], DataConfig(name="volumes", path=str(folder)))
 
 
 def slices(volume: volumes.Volume, **fields) -> np.ndarray:
-    images, _ = volumes._slices(volume, None, DataConfig(**fields), None)
-    return images
+    return volumes._cut(None, DataConfig(**fields), None, volume).blocks
 
 
 def images(folder: Path, cache: Path, **fields) -> dict[str, np.ndarray]:

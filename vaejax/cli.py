@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _keep_compiled_programs()
     parser = _parser()
     known, unknown = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    if unknown and known.verb != "train":
+    if unknown and known.verb not in ("train", "prepare"):
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     try:
         with at_once():
@@ -81,11 +81,24 @@ def _parser() -> argparse.ArgumentParser:
         "vaejax train --config=configs/quickstart.py --workdir=runs/quickstart --config.optimizer.learning_rate=3e-4",
         "Every field can be set as --config.section.field=value:\n" + configuration.describe(),
     )
-    train.add_argument(
-        "--config", metavar="FILE", help="a .py file with get_config(), or a .json file; default: the quickstart"
-    )
-    train.add_argument("--workdir", metavar="DIR", default="runs/quickstart", help="the run directory; default: %(default)s")
     _several(train)
+
+    prepare = _verb(
+        verbs,
+        "prepare",
+        _prepare,
+        "prepare the images that a training would prepare, and no more; the same command goes on where it stopped",
+        "vaejax prepare --config=configs/hippocampus.py --workdir=runs/hippocampus --config.data.workers=0",
+        "Fields are set as for `vaejax train`.",
+    )
+    prepare.add_argument(
+        "--runner", choices=("processes", "beam"), default="processes", help="what starts the workers; default: %(default)s"
+    )
+    for verb in (train, prepare):
+        verb.add_argument(
+            "--config", metavar="FILE", help="a .py file with get_config(), or a .json file; default: the quickstart"
+        )
+        verb.add_argument("--workdir", metavar="DIR", default="runs/quickstart", help="the run directory; default: %(default)s")
 
     evaluate = _run_verb(
         verbs, "evaluate", _evaluate, "compute evaluation.json", "vaejax evaluate runs/quickstart --samples=5000"
@@ -222,6 +235,20 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
         _show(evaluation.evaluate(run))
         _say(f"report: {report.write(run)}")
+
+
+def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    config = config_file.load(arguments.config, overrides)
+
+    from etils import epath
+
+    from vaejax import datasets, runs
+
+    cache = runs.cache_of(epath.Path(arguments.workdir), config)
+    data = datasets.load(config.data, cache, datasets.DRIVERS[arguments.runner])
+    counts = ", ".join(f"{split.n} {name}" for name, split in data.splits.items())
+    left_out = f"; {len(data.skipped)} files left out" if data.skipped else ""
+    print(f"prepared in {cache}: {counts} images of {data.image_shape}{left_out}; fingerprint {data.fingerprint[:16]}")
 
 
 def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> None:

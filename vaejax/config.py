@@ -72,6 +72,14 @@ class DataConfig(Section):
         "volumes without a window: the percentiles that become black and white are those of each volume, or of all together",
         choices=("volume", "dataset"),
     )
+    workers: int = declare(
+        1, "processes that decode files, once, before the first run on them; 0: one a processor", low=0, high=1_024
+    )
+    untrusted: bool = declare(
+        False, "decode files in a process apart: what takes too much there, or breaks it, counts as an unreadable file"
+    )
+    file_seconds: float = declare(5.0, "untrusted: what a file may take by the clock", above=0.0, high=86_400.0)
+    file_memory: float = declare(2.0, "untrusted: what a file may take of memory, GiB", low=0.5, high=1_024.0)
     cache: str | None = declare(None, "folder for prepared images; None: the folder `data` beside the run directory")
     batch_size: int = declare(128, "images in a training step, over all devices", low=1, high=1_000_000)
     binarization: str = declare(
@@ -408,6 +416,11 @@ class Config(Section):
         self._check_volumes()
         if self.data.name not in _SOURCES and not self.data.name.startswith("tfds:"):
             raise ConfigError(f"data.name={self.data.name!r}: expected one of {', '.join(_SOURCES)}, or tfds:NAME.")
+        if self.data.untrusted and self.data.name.startswith("tfds:"):
+            raise ConfigError(
+                f"data.untrusted=True contradicts data.name={self.data.name!r}: TFDS decodes by itself. "
+                "Choose data.untrusted=False, or another source."
+            )
         if self.data.name in _SOURCES_WITH_PATH and self.data.path is None:
             raise ConfigError(f"data.path=None: data.name={self.data.name!r} needs the folder or file to read.")
         if self.optimizer.weight_decay and self.optimizer.name not in ("adamw", "lion"):

@@ -26,6 +26,8 @@ from vaejax.datasets import DataSet
 from vaejax.errors import DataError, TrainingError
 
 _EXTENDABLE = "training.steps"
+_INDIFFERENT = ("data.workers",)
+"""Fields that change nothing of what a run computes."""
 
 
 class Run(NamedTuple):
@@ -146,13 +148,14 @@ def _open(path: epath.Path, config: Config) -> Run:
 
 def _fingerprint(config: Config, data_fingerprint: str) -> str:
     values = configuration.changed(config)
-    values.pop(_EXTENDABLE, None)
+    for name in (_EXTENDABLE, *_INDIFFERENT):
+        values.pop(name, None)
     return hashlib.sha256(json.dumps([values, data_fingerprint], sort_keys=True).encode()).hexdigest()
 
 
 def _require_same(old: Config, new: Config, directory: str) -> None:
     changed = configuration.differences(old, new)
-    refused = [line for line in changed if not line.startswith(_EXTENDABLE + ":")]
+    refused = [line for line in changed if line.partition(":")[0] not in (_EXTENDABLE, *_INDIFFERENT)]
     if refused:
         raise TrainingError(
             f"{directory}: holds a run of another configuration:\n  "

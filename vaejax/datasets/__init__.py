@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vaejax.config import DataConfig
-from vaejax.datasets import arrays, idx, image_folder, manifest, mnist5k, tfds_name, volumes
+from vaejax.datasets import arrays, beam, idx, image_folder, manifest, mnist5k, tfds_name, volumes, workers
 from vaejax.datasets.prepared import DataSet, Split, prepare
 from vaejax.datasets.source import Source
 from vaejax.errors import DataError
 
-__all__ = ["SOURCES", "DataSet", "Split", "load"]
+__all__ = ["DRIVERS", "SOURCES", "DataSet", "Split", "load"]
 
 SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "mnist5k": mnist5k.source,
@@ -22,12 +22,15 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "tfds": tfds_name.source,
 }
 
+DRIVERS: dict[str, workers.Driver] = {"processes": workers.each, "beam": beam.each}
 
-def load(config: DataConfig, cache: Path) -> DataSet:
+
+def load(config: DataConfig, cache: Path, drive: workers.Driver = workers.each) -> DataSet:
     """The images that `config` names, prepared in a folder under `cache`.
 
     A prepared data set is checked against its sha256 and memory-mapped; one that is absent, damaged, or made of other
-    contents or settings is prepared first, with a progress bar on the terminal.
+    contents or settings is prepared first, with a progress bar on the terminal, in `config.workers` processes or whatever
+    `drive` starts.
 
     Raises:
         DataError: the images cannot be found, read or used as asked; the message says what to do.
@@ -35,4 +38,4 @@ def load(config: DataConfig, cache: Path) -> DataSet:
     name = config.name.partition(":")[0]
     if name not in SOURCES:
         raise DataError(f"data.name={config.name!r}: expected one of {', '.join(SOURCES)}.")
-    return prepare(SOURCES[name](config), config, Path(cache))
+    return prepare(SOURCES[name](config), config, Path(cache), drive)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, Num, UInt8
 
 from vaejax.config import DataConfig
-from vaejax.datasets import npy
+from vaejax.datasets import isolation, npy
 from vaejax.datasets.image import check_values, native, to_classes
 from vaejax.datasets.source import Examples, Source, hash_files
 from vaejax.datasets.splits import by_name
@@ -42,11 +42,11 @@ def source(config: DataConfig) -> Source:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "none"
         raise DataError(f"{path}: expected a file of arrays (.npz, as of MedMNIST, or .npy), found {found}. Check data.path.")
-    return Source(hash_files([(path.name, path)]), None, lambda: _open(path))
+    return Source(hash_files([(path.name, path)]), None, lambda: _open(path, config))
 
 
-def _open(path: Path) -> dict[str, Examples]:
-    found = _read(path)
+def _open(path: Path, config: DataConfig) -> dict[str, Examples]:
+    found = _mapped(path) if _is_npy(path) else isolation.data_set(_read, config, path)
     try:
         parts = _parts(found)
         examples = {prefix: _examples(prefix, fields) for prefix, fields in parts.items()}
@@ -62,12 +62,21 @@ def _open(path: Path) -> dict[str, Examples]:
         raise DataError(f"{path}: {error}") from None
 
 
+def _is_npy(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(npy.MAGIC)) == npy.MAGIC
+
+
+def _mapped(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return {"images": npy.mapped(path)}
+    except DataError as error:
+        raise DataError(f"{path}: {error}.") from None
+
+
 def _read(path: Path) -> dict[str, np.ndarray]:
     """The arrays that have a meaning here, by name."""
     try:
-        with path.open("rb") as file:
-            if file.read(len(npy.MAGIC)) == npy.MAGIC:
-                return {"images": npy.mapped(path)}
         with zipfile.ZipFile(path) as archive:
             names = [name for name in npy.members(archive) if _known(name)]
             return {name.replace("masks", "segmentation"): npy.member(archive, name, MAX_BYTES) for name in names}

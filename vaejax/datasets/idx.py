@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vaejax.config import DataConfig
+from vaejax.datasets import isolation
 from vaejax.datasets.source import Examples, Source, arrays, hash_files
 from vaejax.errors import DataError
 
@@ -24,7 +25,9 @@ def source(config: DataConfig) -> Source:
     if any(folder.glob("t10k-*")):
         files["test"] = _pair(folder, "t10k")
     contents = hash_files((path.name, path) for pair in files.values() for path in pair)
-    return Source(contents, None, lambda: {split: _examples(*pair) for split, pair in files.items()})
+    return Source(
+        contents, None, lambda: {split: isolation.data_set(_examples, config, *pair) for split, pair in files.items()}
+    )
 
 
 def _pair(folder: Path, prefix: str) -> tuple[Path, Path]:

@@ -4,15 +4,16 @@ Masks, where there are any, lie in a folder of their own, which is laid out in t
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from vaejax.config import DataConfig
-from vaejax.datasets.image import check_mask, decode, decode_segmentation
-from vaejax.datasets.source import Examples, Source, files_in, first_of, hash_files
+from vaejax.datasets import isolation
+from vaejax.datasets.image import decode, decode_segmentation
+from vaejax.datasets.source import Examples, Source, files_in, first_of, hash_files, reading
 from vaejax.datasets.splits import NAMES
 from vaejax.errors import DataError
 
@@ -39,31 +40,40 @@ def source(config: DataConfig) -> Source:
     masks = _masks(root, Path(config.masks), [name for name, _ in files]) if config.masks else {}
     hashed = files + [(f"mask of {name}", path) for name, path in masks.items()]
     return Source(
-        hash_files(hashed), label_names, lambda: {split: _examples(root, found[split], label_names, masks) for split in found}
+        hash_files(hashed),
+        label_names,
+        lambda: {split: _examples(root, found[split], label_names, masks, config) for split in found},
     )
 
 
 def _examples(
-    root: Path, files: list[tuple[str | None, Path]], label_names: tuple[str, ...] | None, masks: Mapping[str, Path]
+    root: Path,
+    files: list[tuple[str | None, Path]],
+    label_names: tuple[str, ...] | None,
+    masks: Mapping[str, Path],
+    config: DataConfig,
 ) -> Examples:
     labels = np.array([label_names.index(name or "") for name, _ in files], np.int32) if label_names else None
     named = [(path.relative_to(root).as_posix(), path) for _, path in files]
-    return of_files(named, [masks[name] for name, _ in named] if masks else None)._replace(labels=labels)
+    return of_files(named, [masks[name] for name, _ in named] if masks else None, config)._replace(labels=labels)
 
 
-def of_files(files: Sequence[tuple[str, Path]], masks: Sequence[Path] | None) -> Examples:
+def of_files(files: Sequence[tuple[str, Path]], masks: Sequence[Path] | None, config: DataConfig) -> Examples:
     """Files of an image each (name and path), and those of their masks, as examples without labels."""
-    read = functools.lru_cache(maxsize=1)(lambda i: decode(files[i][1]))  # an image and its mask are read one after the other
+    segmentation = functools.partial(_mask, isolation.reader(decode_segmentation, config))
+    return Examples(
+        len(files),
+        reading(isolation.reader(decode, config), [path for _, path in files]),
+        paths=tuple(name for name, _ in files),
+        segmentation=reading(segmentation, masks) if masks else None,
+    )
 
-    def segmentation(i: int) -> UInt8[np.ndarray, "H W"]:
-        try:
-            mask = decode_segmentation((masks or [])[i])
-            check_mask(mask, read(i))
-        except DataError as error:
-            raise DataError(f"its mask: {error}") from None
-        return mask
 
-    return Examples(len(files), read, paths=tuple(name for name, _ in files), segmentation=segmentation if masks else None)
+def _mask(read: Callable[[Path], UInt8[np.ndarray, "H W"]], path: Path) -> UInt8[np.ndarray, "H W"]:
+    try:
+        return read(path)
+    except DataError as error:
+        raise DataError(f"its mask: {error}") from None
 
 
 def _masks(root: Path, folder: Path, names: list[str]) -> dict[str, Path]:

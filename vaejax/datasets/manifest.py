@@ -65,14 +65,13 @@ def source(config: DataConfig) -> Source:
     if of_volumes:
         volumes.require_libraries("data.name='manifest' of volumes")
     contents = volumes.contents_of(files, config) if of_volumes else hash_files(files)
-    return Source(contents, label_names, lambda: _open(table, rows, labels, config if of_volumes else None))
+    return Source(contents, label_names, lambda: _open(table, rows, labels, of_volumes, config))
 
 
 def _open(
-    table: Path, rows: list[Row], labels: Int32[np.ndarray, " rows"] | None, config: DataConfig | None
+    table: Path, rows: list[Row], labels: Int32[np.ndarray, " rows"] | None, of_volumes: bool, config: DataConfig
 ) -> dict[str, Examples]:
-    """The splits; `config` says how volumes are cut, and is None for images."""
-    examples, row = _images(table.parent, rows) if config is None else _slices(table.parent, rows, config)
+    examples, row = (_slices if of_volumes else _images)(table.parent, rows, config)
     if rows[0].patient:
         owners = np.unique([one.patient for one in rows], return_inverse=True)[1][row]
         unreadable = False if examples.patients is None else examples.patients < 0
@@ -84,15 +83,15 @@ def _open(
         raise DataError(f"{table}: {error}") from None
 
 
-def _images(root: Path, rows: list[Row]) -> tuple[Examples, Int[np.ndarray, " n"]]:
+def _images(root: Path, rows: list[Row], config: DataConfig) -> tuple[Examples, Int[np.ndarray, " n"]]:
     """The examples, and the row of each."""
     masks = [root / row.mask for row in rows] if rows[0].mask else None
-    return image_folder.of_files([(row.path, root / row.path) for row in rows], masks), np.arange(len(rows))
+    return image_folder.of_files([(row.path, root / row.path) for row in rows], masks, config), np.arange(len(rows))
 
 
 def _slices(root: Path, rows: list[Row], config: DataConfig) -> tuple[Examples, Int[np.ndarray, " n"]]:
     """The examples, and the row of each."""
-    found = [volume for row in rows for volume in volumes.find([(row.path, root / row.path)], config.slice_axis)]
+    found = [volume for row in rows for volume in volumes.find([(row.path, root / row.path)], config)]
     masks = {row.path: root / row.mask for row in rows} if rows[0].mask else None
     examples = volumes.examples(found, masks, config)
     numbers = {row.path: number for number, row in enumerate(rows)}

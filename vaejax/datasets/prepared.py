@@ -1,15 +1,20 @@
 """Preparation: every image is converted once, checked, and kept in memory-mapped arrays named by a hash of all they depend on.
 
-A prepared folder holds `<split>_image.npy` and `<split>_label.npy`, `manifest.json` with their sha256, and, readable by
-their owner alone since paths can carry names, `paths.json` (index to path) and `skipped.json`. It appears under its name
-only when it is whole. TFDS record shards in between were tried and left out: 70,000 images of 28x28 took 12 s through them
-and 1 s without, twice the disk, and nobody read the records again.
+A prepared folder holds a file `<split>_<column>.npy` for each of image, label and segmentation, `manifest.json` with their
+sha256, and, readable by their owner alone since paths can carry names, `paths.json` (index to path) and `skipped.json`. It
+appears under its name only when it is whole. Until then `.preparing-<name>` beside it holds the shards that are done
+(`vaejax.datasets.shards`), so that the same command goes on from there after an interruption, and the lock of the one process
+that prepares. TFDS record shards were tried and left out: 70,000 images of 28x28 took 12 s through them and 1 s without, twice
+the disk, and nobody read the records again.
 """
 
+import contextlib
+import fcntl
+import functools
 import hashlib
 import json
+import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +24,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vaejax.config import DataConfig
-from vaejax.datasets.image import WHITE, resize, to_channels
-from vaejax.datasets.source import Examples, Source
+from vaejax.datasets import shards, workers
+from vaejax.datasets.image import WHITE
+from vaejax.datasets.shards import Form, Plan, Record, Shard
+from vaejax.datasets.source import Examples, Source, example_name
 from vaejax.datasets.splits import complete
 from vaejax.errors import DataError
 
@@ -32,7 +39,8 @@ class Split(NamedTuple):
 
     Attributes:
         n: number of examples.
-        read: int [b], each in 0..n-1 -> {"image": stored dtype [b, H, W, C], "label": int32 [b] where known}.
+        read: int [b], each in 0..n-1 -> {"image": stored dtype [b, H, W, C], and where known "label": int32 [b],
+            "segmentation": uint8 [b, H, W]}.
     """
 
     n: int
@@ -61,8 +69,10 @@ class DataSet(NamedTuple):
     window: tuple[float, float] | None = None
 
 
-def prepare(source: Source, config: DataConfig, cache: Path) -> DataSet:
+def prepare(source: Source, config: DataConfig, cache: Path, drive: workers.Driver = workers.each) -> DataSet:
     """Opens the prepared images in `cache`; prepares them first where they are absent or damaged.
+
+    The bytes are the same for any `drive`, any number of processes, and after any interruption.
 
     Raises:
         DataError: images are unreadable, or do not agree in size, channels or depth; or `cache` cannot be written.
@@ -70,11 +80,14 @@ def prepare(source: Source, config: DataConfig, cache: Path) -> DataSet:
     fingerprint = _fingerprint(source, config)
     folder = cache / f"{config.name.replace(':', '-').replace('/', '-')}-{fingerprint[:16]}"
     if folder.exists() and not _whole(folder):
-        Console(stderr=True).print(f"Prepared images in {folder} are damaged: preparing them again.")
+        _say(f"Prepared images in {folder} are damaged: preparing them again.")
         shutil.rmtree(folder)
     if not folder.exists():
         try:
-            _prepare(cache, folder, source, config, fingerprint)
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _alone(cache / f".preparing-{folder.name}") as work:
+                if not folder.exists():  # else another process prepared it while this one waited
+                    _prepare(folder, work, source, config, fingerprint, drive)
         except OSError as error:
             raise DataError(
                 f"data.cache={str(cache)!r}: the images could not be prepared there: {error}. "
@@ -83,133 +96,106 @@ def prepare(source: Source, config: DataConfig, cache: Path) -> DataSet:
     return _open(folder)
 
 
-def _prepare(cache: Path, folder: Path, source: Source, config: DataConfig, fingerprint: str) -> None:
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".preparing-", dir=cache))  # mode 0700
-    try:
-        _write(temporary, source, config, fingerprint)
-        _publish(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _fingerprint(source: Source, config: DataConfig) -> str:
     settings = {name: getattr(config, name) for name in ("image_size", "channels", "resize", "validation_fraction", "on_error")}
+    if config.untrusted:  # what takes too much is not among the images
+        settings |= {"limits": [config.file_seconds, config.file_memory]}
     facts = {"format": _FORMAT, "name": config.name, "contents": source.contents, **settings}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _publish(temporary: Path, folder: Path) -> None:
+@contextlib.contextmanager
+def _alone(work: Path) -> Iterator[Path]:
+    """The folder `work`, for one process at a time; it is removed after success and errors, and stays after an interruption.
+
+    The lock is on the folder itself, and ends with the process that holds it, however that ends.
+    """
+    handle = _locked(work)
     try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster
-            raise
+        yield work
+        shutil.rmtree(work)
+    except Exception:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    finally:
+        os.close(handle)
 
 
-class _Example(NamedTuple):
-    """The shape and dtype that all images share, and the name of the image that they were first seen in."""
+def _locked(work: Path) -> int:
+    while True:
+        work.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # the process waited for may have removed it
+            handle = os.open(work, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _say(f"Another process prepares the same images in {work}: waiting for it.")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if work.exists() and os.path.samestat(os.fstat(handle), work.stat()):
+                return handle
+            os.close(handle)
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
 
-
-def _write(folder: Path, source: Source, config: DataConfig, fingerprint: str) -> None:
+def _prepare(folder: Path, work: Path, source: Source, config: DataConfig, fingerprint: str, drive: workers.Driver) -> None:
     splits = complete(source.open(), config.validation_fraction, source.label_names)
-    first = _first(splits, config)
-    kept: dict[str, list[int]] = {}
-    unreadable: list[tuple[str, str]] = []
+    plan = Plan(work, splits, _form(splits, config), config)
+    pieces = shards.cut(splits)
+    write = functools.partial(shards.write, plan)
+    files = all(examples.paths is not None for examples in splits.values())  # else arrays, in this process's memory already
+    if any(work.iterdir()):
+        _say(f"Going on with the preparation that was interrupted in {work}.")
+    with _progress(sum(examples.n for examples in splits.values())) as advance:
+        for piece, _ in zip(pieces, drive(write, pieces, config.workers) if files else map(write, pieces), strict=True):
+            advance(piece.stop - piece.start)
+    records = {piece: shards.read(plan, piece) for piece in pieces}
+    kept = {split: [i for piece in pieces if piece.split == split for i in records[piece].kept] for split in splits}
+    unreadable = [entry for record in records.values() for entry in record.unreadable]
+    _check(splits, kept, unreadable, source, config)
+    with shards.appearing(folder, work) as whole:
+        _join(whole, plan, records)
+        _describe(whole, splits, kept, unreadable, source, plan.form, fingerprint)
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("preparing images", total=sum(examples.n for examples in splits.values()))
-        for split, examples in splits.items():
-            images = _images(split, examples, first, config, unreadable)
-            kept[split] = _write_array(folder / f"{split}_image.npy", images, examples.n, first, lambda: progress.advance(task))
-    _check(splits, kept, unreadable, source, config)
-    _describe(folder, splits, kept, unreadable, source, first, fingerprint)
+        task = progress.add_task("preparing images", total=total)
+        yield lambda count: progress.advance(task, count)
 
 
-def _write_array(
-    path: Path, images: Iterator[np.ndarray | None], n: int, first: _Example, advance: Callable[[], None]
-) -> list[int]:
-    """Writes the images that are not None as one .npy array, one at a time; returns their numbers."""
-    kept = []
-    with path.open("wb") as file:
-
-        def header(rows: int) -> None:  # of one length for any number of rows up to n: NumPy leaves room for it to grow
-            facts = {"descr": first.dtype.str, "fortran_order": False, "shape": (rows, *first.shape)}
-            np.lib.format.write_array_header_1_0(file, facts)
-
-        header(n)
-        for i, image in enumerate(images):
-            advance()
-            if image is not None:
-                file.write(image.tobytes())
-                kept.append(i)
-        file.seek(0)
-        header(len(kept))
-    return kept
+def _say(text: str) -> None:
+    Console(stderr=True).print(text)
 
 
-def _name(split: str, examples: Examples, i: int) -> str:
-    return examples.paths[i] if examples.paths else f"{split} image {i}"
-
-
-def _first(splits: dict[str, Examples], config: DataConfig) -> _Example:
+def _form(splits: dict[str, Examples], config: DataConfig) -> Form:
     """What the first readable image becomes, all others must become."""
     reason = ""
     for split, examples in splits.items():
         for i in range(examples.n):
+            name = example_name(split, examples, i)
             try:
                 image = examples.read(i)
             except DataError as error:
-                reason = reason or f" ({_name(split, examples, i)}: {error})"
-                continue  # all are reported by _images, if one is readable
-            image = _converted(image, _name(split, examples, i), config)
-            return _Example(_name(split, examples, i), image.shape, image.dtype)
+                reason = reason or f" ({name}: {error})"
+                continue  # all are reported by their shards, if one is readable
+            image = shards.converted(image, name, config)
+            return Form(name, image.shape, image.dtype)
     raise DataError(f"data.name={config.name!r}: expected images, found none that can be read{reason}. Check data.path.")
 
 
-def _converted(image: np.ndarray, name: str, config: DataConfig) -> np.ndarray:
-    try:
-        image = to_channels(image, config.channels or image.shape[-1])
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from None
-    height, width = config.image_size or image.shape[:2]
-    return resize(image, (height, width), config.resize)
-
-
-def _images(
-    split: str, examples: Examples, first: _Example, config: DataConfig, unreadable: list[tuple[str, str]]
-) -> Iterator[np.ndarray | None]:
-    """Yields every image converted, or None where it is unreadable, which is noted in `unreadable`."""
-    for i in range(examples.n):
-        name = _name(split, examples, i)
-        try:
-            image = examples.read(i)
-        except DataError as error:
-            unreadable.append((name, str(error)))
-            yield None
-            continue
-        image = _converted(image, name, config)
-        _compare(_Example(name, image.shape, image.dtype), first)
-        yield image
-
-
-def _compare(found: _Example, first: _Example) -> None:
-    facts = (
-        ("height and width", "shape", slice(2), "Set data.image_size."),
-        ("channels", "shape", slice(2, 3), "Set data.channels."),
-    )
-    for what, field, part, remedy in facts:
-        one, other = getattr(first, field)[part], getattr(found, field)[part]
-        if one != other:
-            raise DataError(f"expected one {what}, found {one} in {first.name} and {other} in {found.name}. {remedy}")
-    if found.dtype != first.dtype:
-        raise DataError(
-            f"expected one depth, found {first.dtype} in {first.name} and {found.dtype} in {found.name}. Bring them to one."
-        )
+def _join(folder: Path, plan: Plan, records: dict[Shard, Record]) -> None:
+    """The rows of all shards as one .npy array for each column of each split."""
+    for split, examples in plan.splits.items():
+        pieces = [piece for piece in records if piece.split == split]
+        rows = sum(len(records[piece].kept) for piece in pieces)
+        for name, (shape, dtype) in shards.columns(examples, plan.form).items():
+            with (folder / f"{split}_{name}.npy").open("wb") as file:
+                facts = {"descr": dtype.str, "fortran_order": False, "shape": (rows, *shape)}
+                np.lib.format.write_array_header_1_0(file, facts)
+                for piece in pieces:
+                    with shards.column(plan, piece, name).open("rb") as part:
+                        shutil.copyfileobj(part, file)
 
 
 def _check(
@@ -244,7 +230,7 @@ def _describe(
     kept: dict[str, list[int]],
     unreadable: list[tuple[str, str]],
     source: Source,
-    first: _Example,
+    form: Form,
     fingerprint: str,
 ) -> None:
     """Writes labels, paths, skipped files, and last the manifest with the sha256 of each file."""
@@ -257,27 +243,22 @@ def _describe(
         (folder / name).write_text(json.dumps(content))
     manifest = {
         "n": {split: len(rows) for split, rows in kept.items()},
-        "image_shape": first.shape,
-        "dtype": first.dtype.name,
-        "white": WHITE[first.dtype.name],
+        "image_shape": form.shape,
+        "dtype": form.dtype.name,
+        "white": WHITE[form.dtype.name],
         "label_names": source.label_names,
         "window": splits["train"].window,
         "fingerprint": fingerprint,
-        "sha256": {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()},
+        "sha256": {path.name: shards.sha256(path) for path in sorted(folder.iterdir()) if path.is_file()},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _whole(folder: Path) -> bool:
     """Whether every file that the manifest names is as it was written."""
     try:
         sums = json.loads((folder / "manifest.json").read_text())["sha256"]
-        return all(_sha256(folder / name) == expected for name, expected in sums.items())
+        return all(shards.sha256(folder / name) == expected for name, expected in sums.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -307,6 +288,6 @@ def _numbers(folder: Path, n: dict[str, int]) -> list[str]:
 
 
 def _split(folder: Path, split: str, n: int) -> Split:
-    files = {field: folder / f"{split}_{field}.npy" for field in ("image", "label")}
+    files = {field: folder / f"{split}_{field}.npy" for field in ("image", "label", "segmentation")}
     columns = {field: np.load(path, mmap_mode="r") for field, path in files.items() if path.exists()}
     return Split(n, lambda indices: {field: np.asarray(column[indices]) for field, column in columns.items()})

@@ -4,7 +4,7 @@ Sections named like C.7.6.1 are those of the DICOM standard, PS3.3.
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,14 +75,14 @@ class Series(NamedTuple):
     spacing: tuple[float | None, float | None, float | None]
 
 
-def decode(paths: Iterable[Path]) -> Series:
-    """The frames of all files of a series, sorted by position where they have one, else in the order of `paths`.
+def decode(paths: Iterable[Path], read: Callable[[Path], dicom.Picture] = dicom.decode) -> Series:
+    """The frames of all files of a series, each by `read`, sorted by position where they have one, else as `paths` are.
 
     Raises:
         DataError: the bare reason why a file is unreadable, or the frames are of several sizes.
     """
     files = list(paths)
-    pictures = [dicom.decode(path) for path in files]
+    pictures = [read(path) for path in files]
     shapes = {picture.pixels.shape[1:] for picture in pictures}
     if len(shapes) > 1:
         raise DataError(f"frames of several sizes in a series: {', '.join(map(str, sorted(shapes)))}")

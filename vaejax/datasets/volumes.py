@@ -6,17 +6,15 @@ steps from there to prepared images, and `Stack.unstacked` and `Scale.units` the
 
 import functools
 import hashlib
-import math
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Num, Shaped, UInt8
 
 from vaejax.config import DataConfig
-from vaejax.datasets import geometry
+from vaejax.datasets import geometry, isolation, workers
 from vaejax.datasets.geometry import Axis
 from vaejax.datasets.image import check_mask, decode_segmentation, to_classes
 from vaejax.datasets.source import Examples, Source, files_in, hash_files
@@ -128,7 +126,7 @@ def source(config: DataConfig) -> Source:
     masks = None if config.masks is None else _masks(Path(config.masks), root)
     contents = contents_of(named, config, None if masks is None else masks.items())
     own = None if masks is None else {name: masks[stem] for name, _ in named if (stem := _stem(name)) in masks}
-    return Source(contents, None, lambda: {"train": examples(find(named, config.slice_axis), own, config)})
+    return Source(contents, None, lambda: {"train": examples(find(named, config), own, config)})
 
 
 def contents_of(files: Iterable[tuple[str, Path]], config: DataConfig, masks: Iterable[tuple[str, Path]] | None = None) -> str:
@@ -162,19 +160,20 @@ def is_nifti(name: str) -> bool:
     return name.lower().endswith((".nii", ".nii.gz"))
 
 
-def find(files: Iterable[tuple[str, Path]], slice_axis: int) -> list[Volume]:
-    """The volumes that files (name and path) are of, sorted; nothing but headers is read.
+def find(files: Iterable[tuple[str, Path]], config: DataConfig) -> list[Volume]:
+    """The volumes that files (name and path) are of, sorted; nothing but headers is read, in `config.workers` processes.
 
     Raises:
         DataError: a series of several patients.
     """
-    found = []
+    named = sorted(files)
+    found = [
+        Volume((name,), (path,), name, functools.partial(_of_nifti, path, config)) for name, path in named if is_nifti(name)
+    ]
     series: dict[str, list[tuple[str, Path, str | None]]] = {}
-    for name, path in files:
-        if is_nifti(name):
-            found.append(Volume((name,), (path,), name, functools.partial(_of_nifti, path, slice_axis)))
-            continue
-        own, patient = _grouping(name, path)
+    parts = [(name, path) for name, path in named if not is_nifti(name)]
+    headers = workers.each(functools.partial(_grouping, config), parts, config.workers)
+    for (name, path), (own, patient) in zip(parts, headers, strict=True):
         series.setdefault(own, []).append((name, path, patient))
     for own, members in series.items():
         names, paths, patients = zip(*members, strict=True)
@@ -183,7 +182,7 @@ def find(files: Iterable[tuple[str, Path]], slice_axis: int) -> list[Volume]:
             raise DataError(
                 f"{names[0]} and {len(names) - 1} other files: one series of {len(known)} patients. Mend their headers."
             )
-        found.append(Volume(names, paths, known[0] if known else own, functools.partial(_of_series, paths)))
+        found.append(Volume(names, paths, known[0] if known else own, functools.partial(_of_series, paths, config)))
     return sorted(found, key=lambda volume: volume.paths)
 
 
@@ -255,118 +254,111 @@ def _finite(stack: Stack) -> Num[np.ndarray, " m"]:
     return finite
 
 
-def _measured(volumes: list[Volume]) -> tuple[float, float] | None:
+def _measured(volumes: list[Volume], config: DataConfig) -> tuple[float, float] | None:
     """The percentiles of all volumes that have no window, each with the same weight; None where there is no such volume."""
-    quantiles = []
-    for volume in volumes:
-        try:
-            stack = volume.read()
-            if not stack.own and stack.voxels.shape[-1] == 1:
-                quantiles.append(np.quantile(_finite(stack), np.linspace(0.0, 1.0, _QUANTILES)))
-        except DataError:  # told when its slices are read
-            continue
+    quantiles = [found for found in workers.each(_quantiles, volumes, config.workers) if found is not None]
     if not quantiles:
         return None
     low, high = np.percentile(np.concatenate(quantiles), PERCENTILES)
     return float(low), float(high)
 
 
+def _quantiles(volume: Volume) -> Num[np.ndarray, " q"] | None:
+    """Of a volume's voxels; None where they are not wanted, or cannot be read, which is told when its slices are."""
+    try:
+        stack = volume.read()
+        wanted = not stack.own and stack.voxels.shape[-1] == 1
+        return np.quantile(_finite(stack), np.linspace(0.0, 1.0, _QUANTILES)) if wanted else None
+    except DataError:
+        return None
+
+
 # --- examples
 
 
-class _Slice(NamedTuple):
-    """An example: of which volume, which slice, and where its image begins in the store, its mask behind."""
+class Slices(NamedTuple):
+    """A volume cut up.
 
-    volume: int
-    place: int
-    shape: tuple[int, ...] = ()
-    start: int = 0
+    Attributes:
+        blocks: every slice, with its neighbours in the channels where they are wanted.
+        content: the share of pixels of each that are not dark.
+        segmentation: the classes of their pixels; None where no masks are wanted.
+    """
+
+    blocks: Float32[np.ndarray, "n h w c"]
+    content: Float32[np.ndarray, " n"]
+    segmentation: UInt8[np.ndarray, "n h w"] | None
 
 
 def examples(volumes: list[Volume], masks: dict[str, Path] | None, config: DataConfig) -> Examples:
     """The slices that are wanted and have content enough; a volume that cannot be read is one example that says why.
 
-    They wait in a nameless temporary file, so that no volume is decoded twice; it is gone with its last reader.
+    Every volume is read once to see which, in `config.workers` processes, and again for its images: so memory is that of one
+    volume a process, and nothing is to be kept on disk.
     """
-    measured = _measured(volumes) if config.normalize == "dataset" and not config.window else None
-    with tempfile.TemporaryFile() as file:
-        chosen, reasons = _written(file, volumes, masks, config, measured)
-        if len(reasons) == len(volumes):
-            raise DataError(
-                f"none of {len(volumes)} volumes can be read ({volumes[0].paths[0]}: {reasons[0]}). Check data.path."
-            )
-        if not chosen:
-            raise DataError(
-                f"data.slice_content={config.slice_content}: no slice in data.slice_range={config.slice_range} has as much. "
-                "Choose less, or a wider range."
-            )
-        file.flush()
-        store = np.memmap(file, np.uint8, "r")
-
-    def read(i: int) -> Float32[np.ndarray, "H W C"]:
-        part = chosen[i]
-        return _kept(store, part, part.start, np.float32, part.shape, reasons)
-
-    def segmentation_of(i: int) -> UInt8[np.ndarray, "H W"]:
-        part = chosen[i]
-        return _kept(store, part, part.start + 4 * math.prod(part.shape), np.uint8, part.shape[:2], reasons)
-
-    owners = sorted({volume.patient for number, volume in enumerate(volumes) if number not in reasons})
+    measured = _measured(volumes, config) if config.normalize == "dataset" and not config.window else None
+    cut = functools.partial(_cut, masks, config, measured)
+    found = list(workers.each(functools.partial(_wanted, cut, config), volumes, config.workers))
+    unreadable = {number for number, (_, reason) in enumerate(found) if reason}
+    if len(unreadable) == len(volumes):
+        raise DataError(f"none of {len(volumes)} volumes can be read ({volumes[0].paths[0]}: {found[0][1]}). Check data.path.")
+    chosen = [(number, place) for number, (places, _) in enumerate(found) for place in places]
+    if not chosen:
+        raise DataError(
+            f"data.slice_content={config.slice_content}: no slice in data.slice_range={config.slice_range} has as much. "
+            "Choose less, or a wider range."
+        )
+    owners = sorted({volume.patient for number, volume in enumerate(volumes) if number not in unreadable})
     numbers = {owner: number for number, owner in enumerate(owners)}  # what is unreadable is nobody's, and stays in train
-    patients = np.array([-1 if part.volume in reasons else numbers[volumes[part.volume].patient] for part in chosen])
-    paths = tuple(f"{volumes[part.volume].paths[0]}, slice {part.place}" for part in chosen)
-    return Examples(len(chosen), read, None, paths, patients, segmentation_of if masks is not None else None, measured)
+    patients = np.array([-1 if number in unreadable else numbers[volumes[number].patient] for number, _ in chosen])
+    paths = tuple(f"{volumes[number].paths[0]}, slice {place}" for number, place in chosen)
+    reader = _Reader(cut, [(volumes[number], place) for number, place in chosen])
+    return Examples(len(chosen), reader.image, None, paths, patients, None if masks is None else reader.segmentation, measured)
 
 
-def _written(
-    file: IO[bytes],
-    volumes: list[Volume],
-    masks: dict[str, Path] | None,
-    config: DataConfig,
-    measured: tuple[float, float] | None,
-) -> tuple[list[_Slice], dict[int, str]]:
-    """Writes the wanted slices of all volumes; says where they are, and why a volume has none."""
-    chosen, reasons = list[_Slice](), dict[int, str]()
-    for number, volume in enumerate(volumes):
-        try:
-            images, segmentation = _slices(volume, masks, config, measured)
-            blocks = blocks_of(images, config.block)
-        except DataError as error:
-            reasons[number] = str(error)
-            chosen.append(_Slice(number, 0))
-            continue
-        for place in _wanted(images, config):
-            chosen.append(_Slice(number, place, blocks.shape[1:], file.tell()))
-            file.write(blocks[place].tobytes())
-            file.write(b"" if segmentation is None else segmentation[place].tobytes())
-    return chosen, reasons
+class _Reader:
+    """The i-th slice of those chosen. The volume read last is kept: slices are read one after the other."""
+
+    def __init__(self, cut: Callable[[Volume], Slices], chosen: list[tuple[Volume, int]]) -> None:
+        self._cut, self._chosen = cut, chosen
+        self._held: tuple[Volume, Slices] | None = None
+
+    def __reduce__(self) -> tuple:  # pickled without what is held
+        return _Reader, (self._cut, self._chosen)
+
+    def image(self, i: int) -> Float32[np.ndarray, "h w c"]:
+        return self._slices(i).blocks[self._chosen[i][1]]
+
+    def segmentation(self, i: int) -> UInt8[np.ndarray, "h w"]:
+        segmentation = self._slices(i).segmentation
+        assert segmentation is not None  # nobody asks where no masks are wanted
+        return segmentation[self._chosen[i][1]]
+
+    def _slices(self, i: int) -> Slices:
+        volume, _ = self._chosen[i]
+        if self._held is None or self._held[0] is not volume:
+            self._held = None  # before the next is read: two may be too much
+            self._held = volume, self._cut(volume)
+        return self._held[1]
 
 
-def _kept(
-    store: UInt8[np.ndarray, " bytes"], part: _Slice, start: int, dtype: type, shape: tuple[int, ...], reasons: dict[int, str]
-) -> np.ndarray:
-    """An array of an example, or why there is none."""
-    if part.volume in reasons:
-        raise DataError(reasons[part.volume])
-    return np.frombuffer(store[start : start + math.prod(shape) * np.dtype(dtype).itemsize].tobytes(), dtype).reshape(shape)
-
-
-def _slices(
-    volume: Volume, masks: dict[str, Path] | None, config: DataConfig, measured: tuple[float, float] | None
-) -> tuple[Float32[np.ndarray, "n h w c"], UInt8[np.ndarray, "n h w"] | None]:
-    """The slices of a volume, and the classes of their pixels where masks are wanted."""
+def _cut(masks: dict[str, Path] | None, config: DataConfig, measured: tuple[float, float] | None, volume: Volume) -> Slices:
     stack = volume.read()
     axes = axes_of(stack, config)
-    segmentation = None if masks is None else geometry.there(_mask(volume, stack, masks, config.slice_axis), axes)
-    return images_of(stack, axes, scale_of(stack, config, measured)), segmentation
+    segmentation = None if masks is None else geometry.there(_mask(volume, stack, masks, config), axes)
+    images = images_of(stack, axes, scale_of(stack, config, measured))
+    return Slices(blocks_of(images, config.block), (images > DARK).mean(axis=(1, 2, 3)), segmentation)
 
 
-def _wanted(images: Float32[np.ndarray, "n h w c"], config: DataConfig) -> list[int]:
-    """The slices in the range asked for with content enough."""
-    middles = (np.arange(len(images)) + 0.5) / len(images)
+def _wanted(cut: Callable[[Volume], Slices], config: DataConfig, volume: Volume) -> tuple[list[int], str]:
+    """The slices in the range asked for with content enough; or the first alone, and why the volume cannot be read."""
+    try:
+        content = cut(volume).content
+    except DataError as error:
+        return [0], str(error)
+    middles = (np.arange(len(content)) + 0.5) / len(content)
     within = (middles >= config.slice_range[0]) & (middles <= config.slice_range[1])
-    content = (images > DARK).mean(axis=(1, 2, 3))
-    return [int(place) for place in np.flatnonzero(within & (content >= config.slice_content))]
+    return [int(place) for place in np.flatnonzero(within & (content >= config.slice_content))], ""
 
 
 # --- masks
@@ -391,7 +383,7 @@ def _stem(name: str) -> str:
     return str(Path(name.removesuffix(".gz") if is_nifti(name) else name).with_suffix("").as_posix())
 
 
-def _mask(volume: Volume, stack: Stack, masks: dict[str, Path], slice_axis: int) -> UInt8[np.ndarray, "n h w"]:
+def _mask(volume: Volume, stack: Stack, masks: dict[str, Path], config: DataConfig) -> UInt8[np.ndarray, "n h w"]:
     """The mask of a volume, cut as its slices are."""
     from vaejax.datasets import nifti
 
@@ -400,8 +392,8 @@ def _mask(volume: Volume, stack: Stack, masks: dict[str, Path], slice_axis: int)
         raise DataError("no mask of this relative path in data.masks")
     try:
         if not isinstance(stack.source, nifti.Volume):
-            return _mask_of_frame(path, stack)
-        mask = _of_nifti(path, slice_axis)
+            return _mask_of_frame(path, stack, config)
+        mask = _of_nifti(path, config)
     except DataError as error:
         raise DataError(f"its mask: {error}") from None
     corners = np.indices((2, 2, 2)).reshape(3, -1).T * stack.source.voxels.shape[:3]
@@ -415,11 +407,11 @@ def _mask(volume: Volume, stack: Stack, masks: dict[str, Path], slice_axis: int)
     return to_classes(mask.voxels[..., 0])
 
 
-def _mask_of_frame(path: Path, stack: Stack) -> UInt8[np.ndarray, "1 h w"]:
+def _mask_of_frame(path: Path, stack: Stack, config: DataConfig) -> UInt8[np.ndarray, "1 h w"]:
     """The mask, an image file, of a DICOM file of one frame: pixel on pixel."""
     if len(stack.voxels) != 1 or is_nifti(path.name):
         raise DataError("of a DICOM series, or no image file; only a single frame has one. Convert both to NIfTI.")
-    mask = decode_segmentation(path)[None]
+    mask = isolation.reader(decode_segmentation, config)(path)[None]
     check_mask(mask, stack.voxels)
     return mask
 
@@ -427,26 +419,27 @@ def _mask_of_frame(path: Path, stack: Stack) -> UInt8[np.ndarray, "1 h w"]:
 # --- files
 
 
-def _grouping(name: str, path: Path) -> tuple[str, str | None]:
+def _grouping(config: DataConfig, file: tuple[str, Path]) -> tuple[str, str | None]:
     """Series and patient of a DICOM file; a file that cannot be read is alone, and says why when it is read."""
     from vaejax.datasets import dicom
 
+    name, path = file
     try:
-        header = dicom.read_header(path)
+        header = isolation.reader(dicom.read_header, config)(path)
     except DataError:
         return name, None
     return header.series or name, header.patient
 
 
-def _of_nifti(path: Path, slice_axis: int) -> Stack:
-    """Slices across `slice_axis` of the volume turned to RAS+.
+def _of_nifti(path: Path, config: DataConfig) -> Stack:
+    """Slices across `config.slice_axis` of the volume turned to RAS+.
 
     Rows run from the head down, or from the front to the back; columns from the patient's right to the left, or from the
     front to the back.
     """
     from vaejax.datasets import nifti
 
-    decoded = nifti.decode(path)
+    slice_axis, decoded = config.slice_axis, isolation.reader(nifti.decode, config)(path)
     count = int(np.prod(decoded.voxels.shape[3:-1] if decoded.colour else decoded.voxels.shape[3:]))
     if count != 1:
         raise DataError(f"{count} volumes in one file; expected one")
@@ -462,11 +455,11 @@ def _of_nifti(path: Path, slice_axis: int) -> Stack:
     return Stack(across[:, ::-1, ::-1].swapaxes(1, 2), spacing, None, unstacked, decoded)
 
 
-def _of_series(paths: Iterable[Path]) -> Stack:
+def _of_series(paths: Iterable[Path], config: DataConfig) -> Stack:
     """The frames of all files of a series, sorted by position where they have one."""
-    from vaejax.datasets import series
+    from vaejax.datasets import dicom, series
 
-    found = series.decode(paths)
+    found = series.decode(paths, isolation.reader(dicom.decode, config))
     own, header = None, found.header
     if header.modality == "CT" and header.windows:
         centre, width = header.windows[0]
