@@ -24,7 +24,7 @@ from pydicom.encaps import generate_frames
 from pydicom.filereader import dcmread, read_dataset, read_preamble
 from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 
 from vaejax.datasets.source import size_of
 from vaejax.errors import DataError
@@ -245,6 +245,18 @@ def order(
     return rows
 
 
+def dataset(path: Path, max_bytes: int = MAX_BYTES) -> Dataset:
+    """All fields of the file, as pydicom reads them, with the transfer syntax of what is read in `file_meta`.
+
+    Names and texts are among them: for `vaejax.privacy` alone, which leaves them out.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    with _reasons():
+        return _read(path, max_bytes, None)
+
+
 @contextmanager
 def _reasons() -> Iterator[None]:
     """Every failure as one DataError. Messages of pydicom can quote the header, so that only their kind is told."""
@@ -264,8 +276,8 @@ def _reasons() -> Iterator[None]:
 # --- the file and its fields
 
 
-def _read(path: Path, max_bytes: int) -> Dataset:
-    """The fields of `_TAGS`, with the transfer syntax in `file_meta`."""
+def _read(path: Path, max_bytes: int, tags: list[BaseTag] | None = _TAGS) -> Dataset:
+    """The fields of `tags`, or all, with the transfer syntax in `file_meta`."""
     size_of(path, max_bytes)
     content = path.read_bytes()
     if content[128:132] != b"DICM" and content[:2] not in (b"\x02\0", b"\x08\0"):  # old files begin with group 2 or 8
@@ -274,10 +286,10 @@ def _read(path: Path, max_bytes: int) -> Dataset:
     read_preamble(file, force=True)
     meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
-        data = dcmread(_inflated(content[file.tell() :], max_bytes), specific_tags=_TAGS)
+        data = dcmread(_inflated(content[file.tell() :], max_bytes), specific_tags=tags)
     else:
         file.seek(0)
-        data = dcmread(file, force=True, specific_tags=_TAGS)
+        data = dcmread(file, force=True, specific_tags=tags)
     if "TransferSyntaxUID" not in data.file_meta:  # files without meta information were never compressed
         implicit, little = data.original_encoding
         syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian

@@ -65,15 +65,30 @@ def decode(path: Path, max_bytes: int = MAX_BYTES) -> Volume:
     Raises:
         DataError: the bare reason why the file is unreadable; it never holds text of the header.
     """
-    with _reasons():
-        size = size_of(path, max_bytes)
-        with path.open("rb") as file:
-            compressed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            with gzip.open(file) if compressed else file as opened:
-                stream = cast(BinaryIO, opened)
-                header, start = _header(stream.read(540))
-                return _volume(stream, header, start, size * (_RATIO if compressed else 1), max_bytes)
+    with _reasons(), _opened(path, max_bytes) as (stream, size):
+        header, start = _header(stream.read(540))
+        return _volume(stream, header, start, size, max_bytes)
+
+
+def stored(path: Path, max_bytes: int = MAX_BYTES) -> tuple[nib.Nifti1Header, bytes]:
+    """The header as it is, and the bytes of the voxels, of whatever type, in the file's own order.
+
+    Names and texts are in the header: for `vaejax.privacy` alone, which leaves them out.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    with _reasons(), _opened(path, max_bytes) as (stream, size):
+        header, start = _header(stream.read(540))
+        n = math.prod(int(length) for length in header["dim"][1 : int(header["dim"][0]) + 1]) * int(header["bitpix"]) // 8
+        if not 0 < n <= min(max_bytes, size):
+            raise DataError(f"{n} bytes of voxels claimed, more than the file can hold")
+        stream.seek(start)
+        voxels = stream.read(n)
+        if len(voxels) < n:
+            raise DataError(f"voxels that are cut short after {len(voxels)} bytes of {n}")
+        stream.read(1)  # at its end, a gzip stream checks its sum
+        return header, voxels
 
 
 def canonical(volume: Volume) -> Volume:
@@ -146,6 +161,17 @@ def _reasons() -> Iterator[None]:
             raise DataError(error.strerror or "cannot be read") from None
         except Exception as error:  # damaged headers make nibabel raise almost anything
             raise DataError(f"a damaged NIfTI file ({type(error).__name__})") from None
+
+
+@contextmanager
+def _opened(path: Path, max_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
+    """The file, decompressed where it is compressed, and how many bytes it can hold at most."""
+    size = size_of(path, max_bytes)
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        with gzip.open(file) if compressed else file as opened:
+            yield cast(BinaryIO, opened), size * (_RATIO if compressed else 1)
 
 
 def _header(head: bytes) -> tuple[nib.Nifti1Header, int]:
