@@ -159,6 +159,29 @@ def _parser() -> argparse.ArgumentParser:
         help="where latents come from (see `vaejax sample --help`); default: %(default)s",
     )
 
+    deidentify = _verb(
+        verbs,
+        "deidentify",
+        _deidentify,
+        "copy DICOM, NIfTI, PNG, JPEG and TIFF files for sharing, without what tells whose they are",
+        "vaejax deidentify scans shared --key-file=secret.txt --box=US:0,0,40,640 --on-error=skip",
+        "The key may also be in the environment variable VAEJAX_KEY; it makes the new names, and is neither kept nor shown.",
+    )
+    deidentify.add_argument("source", metavar="IN", help="a folder, of any depth")
+    deidentify.add_argument("target", metavar="OUT", help="a folder that is not there yet; OUT-names.json leads back: keep it")
+    deidentify.add_argument("--key-file", metavar="FILE", help="a secret of at least 16 bytes, always the same one")
+    deidentify.add_argument(
+        "--box",
+        metavar="[KIND:]ROW,COLUMN,HEIGHT,WIDTH",
+        action="append",
+        default=[],
+        help="pixels to blank, of all images or those of a KIND: a modality, or PICTURE for PNG, JPEG and TIFF; "
+        "KIND:none where there is no text; may be given several times",
+    )
+    deidentify.add_argument(
+        "--on-error", choices=("stop", "skip"), default="stop", help="at what cannot be shared; default: %(default)s"
+    )
+
     _run_verb(verbs, "report", _report, "draw report/index.html", "vaejax report runs/quickstart --best")
     return parser
 
@@ -271,6 +294,26 @@ def _frechet(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         agreeing = result["agreement"].get(name)
         told = f"; {100 * agreeing['mean']:.2f} % have the label asked for" if agreeing else ""
         print(f"samples from the {name}: {_number(result['samplers'][name])}{told}")
+
+
+def _deidentify(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vaejax.privacy import boxes, copies, folder, pseudonyms
+
+    masks = [boxes.parse(text) for text in arguments.box]
+    target = Path(arguments.target)
+    report = folder.deidentify(
+        Path(arguments.source), target, pseudonyms.read_key(arguments.key_file), masks, arguments.on_error
+    )
+    table = Table("kind", "files", *copies.ACTIONS, title="fields of headers, by what was done to them")
+    for kind, n, counts in folder.totals(report):
+        table.add_row(kind, *map(str, (n, *(counts[action] for action in copies.ACTIONS))))
+    Console().print(table)
+    for remark, n in folder.remarks(report):
+        print(f"{n} files: {remark}")
+    print(f"report: {target / 'deidentification.md'}; names, not to be shared: {folder.names_file(target)}")
 
 
 def _report(arguments: argparse.Namespace, _: Sequence[str]) -> None:

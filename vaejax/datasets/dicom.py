@@ -22,7 +22,7 @@ from pydicom.encaps import generate_frames
 from pydicom.filereader import dcmread, read_dataset, read_preamble
 from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 
 from vaejax.datasets.source import decoding, size_of
 from vaejax.errors import DataError
@@ -244,11 +244,23 @@ def order(
     return rows
 
 
+def dataset(path: Path, max_bytes: int = MAX_BYTES) -> Dataset:
+    """All fields of the file, as pydicom reads them, with the transfer syntax of what is read in `file_meta`.
+
+    Names and texts are among them: for `vaejax.privacy` alone, which leaves them out.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    with decoding("DICOM"):
+        return _read(path, max_bytes, tags=None)
+
+
 # --- the file and its fields
 
 
-def _read(path: Path, max_bytes: int, defer_size: int | None = None) -> Dataset:
-    """The fields of `_TAGS`, with the transfer syntax in `file_meta`; those above `defer_size` bytes are passed over."""
+def _read(path: Path, max_bytes: int, defer_size: int | None = None, tags: list[BaseTag] | None = _TAGS) -> Dataset:
+    """The fields of `tags`, or all, with the transfer syntax in `file_meta`; those above `defer_size` bytes are passed over."""
     size_of(path, max_bytes)
     with path.open("rb") as file:
         start = file.read(132)
@@ -258,10 +270,10 @@ def _read(path: Path, max_bytes: int, defer_size: int | None = None) -> Dataset:
         read_preamble(file, force=True)
         meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
         if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
-            data = dcmread(_inflated(file.read(), max_bytes), specific_tags=_TAGS)
+            data = dcmread(_inflated(file.read(), max_bytes), specific_tags=tags)
         else:
             file.seek(0)
-            data = dcmread(file, force=True, specific_tags=_TAGS, defer_size=defer_size)
+            data = dcmread(file, force=True, specific_tags=tags, defer_size=defer_size)
     if "TransferSyntaxUID" not in data.file_meta:  # files without meta information were never compressed
         implicit, little = data.original_encoding
         syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian

@@ -61,15 +61,30 @@ def decode(path: Path, max_bytes: int = MAX_BYTES) -> Volume:
     Raises:
         DataError: the bare reason why the file is unreadable; it never holds text of the header.
     """
-    with decoding("NIfTI"):
-        size = size_of(path, max_bytes)
-        with path.open("rb") as file:
-            compressed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            with gzip.open(file) if compressed else file as opened:
-                stream = cast(BinaryIO, opened)
-                header, start = _header(stream.read(540))
-                return _volume(stream, header, start, size * (_RATIO if compressed else 1), max_bytes)
+    with decoding("NIfTI"), _opened(path, max_bytes) as (stream, size):
+        header, start = _header(stream.read(540))
+        return _volume(stream, header, start, size, max_bytes)
+
+
+def stored(path: Path, max_bytes: int = MAX_BYTES) -> tuple[nib.Nifti1Header, bytes]:
+    """The header as it is, and the bytes of the voxels, of whatever type, in the file's own order.
+
+    Names and texts are in the header: for `vaejax.privacy` alone, which leaves them out.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    with decoding("NIfTI"), _opened(path, max_bytes) as (stream, size):
+        header, start = _header(stream.read(540))
+        n = math.prod(int(length) for length in header["dim"][1 : int(header["dim"][0]) + 1]) * int(header["bitpix"]) // 8
+        if not 0 < n <= min(max_bytes, size):
+            raise DataError(f"{n} bytes of voxels claimed, more than the file can hold")
+        stream.seek(start)
+        voxels = stream.read(n)
+        if len(voxels) < n:
+            raise DataError(f"voxels that are cut short after {len(voxels)} bytes of {n}")
+        stream.read(1)  # at its end, a gzip stream checks its sum
+        return header, voxels
 
 
 def canonical(volume: Volume) -> Volume:
@@ -125,6 +140,17 @@ def save(
     """`encode` into a file, compressed if its name ends in .gz; the same voxels always give the same bytes."""
     content = encode(voxels, affine, like)
     path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+
+
+@contextmanager
+def _opened(path: Path, max_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
+    """The file, decompressed where it is compressed, and how many bytes it can hold at most."""
+    size = size_of(path, max_bytes)
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        with gzip.open(file) if compressed else file as opened:
+            yield cast(BinaryIO, opened), size * (_RATIO if compressed else 1)
 
 
 def _header(head: bytes) -> tuple[nib.Nifti1Header, int]:

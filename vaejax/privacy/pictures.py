@@ -1,0 +1,107 @@
+"""PNG, JPEG and TIFF files for sharing: their pixels, and of all else the orientation of a JPEG file."""
+
+import io
+import struct
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+from jaxtyping import Num
+from PIL import Image
+
+from vaejax.datasets.source import size_of
+from vaejax.errors import DataError
+from vaejax.privacy import boxes, streams
+from vaejax.privacy.boxes import Box
+from vaejax.privacy.copies import Copy
+
+MAX_BYTES = 512 * 2**20
+"""Of a file, and of the pixels that it claims."""
+
+_LOOK = "a picture, of which nobody says whether text is burned into it: look"
+_ORIENTATION = 0x0112
+_TIFF_MODES = {
+    "1": np.uint8,
+    "L": np.uint8,
+    "LA": np.uint8,
+    "RGB": np.uint8,
+    "RGBA": np.uint8,
+    "I;16": np.uint16,
+    "I;16B": np.uint16,
+}
+
+
+def copy(path: Path, masks: Sequence[Box]) -> Copy:
+    """The picture alone.
+
+    A JPEG file keeps its code words and, in an EXIF segment made anew, its orientation; with boxes to blank, which count in
+    the picture as stored, it becomes a PNG file. A PNG file is written anew in its depth, palettes as RGB. A TIFF file
+    of one page of 8 bits, or 16 bits of grey, becomes a PNG file. Colour profiles go: their texts can name people.
+
+    Args:
+        path: the file.
+        masks: boxes to blank.
+
+    Raises:
+        DataError: the bare reason why the file cannot be shared.
+    """
+    size_of(path, MAX_BYTES)
+    content = path.read_bytes()
+    areas = boxes.for_kind(masks, boxes.PICTURE)
+    notes = [f"{len(areas)} boxes blanked"] if areas else [_LOOK] if areas is None else []
+    if content[:2] == b"\xff\xd8" and not areas:
+        return Copy(_jpeg(content), ".jpg", {}, tuple(notes))
+    pixels = _decoded(content)
+    if areas:
+        pixels = boxes.blank(pixels, areas)
+    if content[:2] == b"\xff\xd8":
+        notes.append("JPEG written as PNG")
+    elif content[:4] in (b"II*\0", b"MM\0*"):
+        notes.append("TIFF written as PNG")
+    png = bytes(imagecodecs.png_encode(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+    return Copy(png, ".png", {}, tuple(notes))
+
+
+def _jpeg(content: bytes) -> bytes:
+    """The stream without its application data, but for the orientation."""
+    clean = streams.jpeg(content)
+    found = [_orientation(segment) for number, segment in streams.application(content) if number == 1]
+    turned = next((value for value in found if 2 <= value <= 8), 1)
+    if turned == 1:
+        return clean
+    tiff = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, _ORIENTATION, 3, 1, turned, 0, 0)
+    return clean[:2] + struct.pack(">2sH", b"\xff\xe1", 2 + 6 + len(tiff)) + b"Exif\0\0" + tiff + clean[2:]
+
+
+def _orientation(segment: bytes) -> int:
+    exif = Image.Exif()
+    try:
+        exif.load(segment)
+        return int(exif.get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF makes Pillow raise almost anything; viewers show such a picture unturned
+        return 1
+
+
+def _decoded(content: bytes) -> Num[np.ndarray, "h w c"]:
+    """The pixels in the depth of the file, not turned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF")) as image:
+            claimed = image.width * image.height * 8
+            if claimed > MAX_BYTES:
+                raise DataError(f"{claimed} bytes of pixels claimed; at most {MAX_BYTES} are allowed")
+            pixels = imagecodecs.png_decode(content) if image.format == "PNG" else _read(image)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _read(image: Image.Image) -> np.ndarray:
+    if getattr(image, "n_frames", 1) != 1:
+        raise DataError("several pages, which are not supported; split them")
+    if image.mode == "P":
+        image = image.convert("RGB")
+    elif image.mode not in _TIFF_MODES or (image.mode != "I;16" and ";16" in str(getattr(image, "tile", ""))):
+        raise DataError("pixels of a kind that is not supported; expected 8 bits, or 16 bits of grey")
+    array = np.array(image)
+    return array.astype(np.uint8) * 255 if array.dtype == bool else array.astype(_TIFF_MODES[image.mode])
