@@ -21,7 +21,7 @@ from rich.progress import Progress
 from vaejax.config import DataConfig
 from vaejax.datasets.image import WHITE, resize, to_channels
 from vaejax.datasets.source import Examples, Source
-from vaejax.datasets.splits import complete
+from vaejax.datasets.splits import complete, of_normals, set_apart
 from vaejax.errors import DataError
 
 _FORMAT = 1  # raise it when preparation changes, so that what older versions prepared is not used
@@ -43,7 +43,7 @@ class DataSet(NamedTuple):
     """Images of one shape in fixed splits.
 
     Attributes:
-        splits: "train", "val" and "test".
+        splits: "train", "val" and "test"; "calibration" where `data.calibration_fraction` sets it apart.
         image_shape: (H, W, C) of every image.
         white: the stored value that means 1.0: 255 for uint8, 65535 for uint16, 1 for float32.
         label_names: the name of label i, its number where the source has no names; None without labels.
@@ -93,7 +93,8 @@ def _prepare(cache: Path, folder: Path, source: Source, config: DataConfig, fing
 
 def _fingerprint(source: Source, config: DataConfig) -> str:
     settings = {name: getattr(config, name) for name in ("image_size", "channels", "resize", "validation_fraction", "on_error")}
-    facts = {"format": _FORMAT, "name": config.name, "contents": source.contents, **settings}
+    chosen = {name: getattr(config, name) for name in ("normal", "calibration_fraction") if getattr(config, name)}
+    facts = {"format": _FORMAT, "name": config.name, "contents": source.contents, **settings, **chosen}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -114,7 +115,7 @@ class _Example(NamedTuple):
 
 
 def _write(folder: Path, source: Source, config: DataConfig, fingerprint: str) -> None:
-    splits = complete(source.open(), config.validation_fraction, source.label_names)
+    splits = _splits(source, config)
     first = _first(splits, config)
     kept: dict[str, list[int]] = {}
     unreadable: list[tuple[str, str]] = []
@@ -126,6 +127,15 @@ def _write(folder: Path, source: Source, config: DataConfig, fingerprint: str) -
             kept[split] = _write_array(folder / f"{split}_image.npy", images, examples.n, first, lambda: progress.advance(task))
     _check(splits, kept, unreadable, source, config)
     _describe(folder, splits, kept, unreadable, source, first, fingerprint)
+
+
+def _splits(source: Source, config: DataConfig) -> dict[str, Examples]:
+    splits = complete(source.open(), config.validation_fraction, source.label_names)
+    if config.normal:
+        splits = of_normals(splits, config.normal, source.label_names)
+    if config.calibration_fraction:
+        splits = set_apart(splits, config.calibration_fraction, ["calibration"], source.label_names)
+    return splits
 
 
 def _write_array(
