@@ -81,7 +81,7 @@ def test_small_images_have_no_ssim():
 
 def test_the_likelihood_is_the_importance_sampled_one_and_its_map_adds_up_to_the_distortion():
     model, params = built()
-    inference = model.infer(params, images(), keys(), 3)
+    inference = jax.jit(lambda x: model.infer(params, x, keys(), 3))(images())
     log_likelihood = np.float64(dist.log_prob(inference.likelihood, images()))
     found = scored("likelihood")
     weights = log_likelihood - np.float64(inference.log_ratio)
@@ -90,7 +90,7 @@ def test_the_likelihood_is_the_importance_sampled_one_and_its_map_adds_up_to_the
 
 
 def test_error_and_ssim_are_those_of_the_reconstruction():
-    restored = reconstruct(*built(), images())
+    restored = jax.jit(lambda x: reconstruct(*built(), x))(images())
     near(scored("error").value, metrics.mse(images(), restored))
     near(scored("error").map, ((images() - restored) ** 2).mean(axis=-1))
     near(scored("ssim").value, 1.0 - metrics.ssim(images(), restored))
@@ -102,6 +102,7 @@ def test_the_rate_map_is_the_slope_of_the_rate_at_each_pixel():
     model, params = built()
     nudge = jnp.zeros((4, *SHAPE)).at[1, 3, 4, :].set(jnp.array([0.0, 1e-2]))
 
+    @jax.jit
     def rate(x: jax.Array) -> jax.Array:
         return jnp.stack(model.infer(params, x, keys()).kl).sum(axis=0)
 
@@ -114,10 +115,11 @@ def test_the_rate_map_is_the_slope_of_the_rate_at_each_pixel():
 def test_a_restoration_is_likelier_than_the_image_and_stays_in_range_and_near():
     model, params = built()
     settings = AnomalyConfig(steps=5, fidelity=0.0)
-    restored = anomaly.restore(model, params, images(), keys(), settings)
+    restored = jax.jit(lambda x: anomaly.restore(model, params, x, keys(), settings))(images())
     assert np.all((restored >= 0) & (restored <= 1))
     assert float(jnp.abs(restored - images()).max()) <= anomaly.STEP * 3 + 1e-6  # steps of 1, 4/5, ..., 1/5
 
+    @jax.jit
     def bound(x: jax.Array) -> jax.Array:
         inference = model.infer(params, x, keys())
         return dist.log_prob(inference.likelihood, x)[0] - jnp.stack(inference.kl).sum(axis=0)
@@ -146,5 +148,6 @@ def test_a_changed_pixel_stands_out_in_the_maps(name):
 def test_a_conditional_model_is_told_the_labels():
     model = models.build(ModelConfig(**FAMILIES["vae"], conditional=True), SHAPE, 3)
     params = jax.jit(model.init)(jax.random.key(0))
-    found = [anomaly.score(model, params, images(), keys(), "likelihood", SETTINGS, jnp.full(4, label)).value for label in (0, 1)]
-    assert not np.allclose(*found)
+    told = [jnp.full(4, label) for label in (0, 1)]
+    look = jax.jit(lambda condition: anomaly.score(model, params, images(), keys(), "likelihood", SETTINGS, condition).value)
+    assert not np.allclose(*(look(condition) for condition in told))

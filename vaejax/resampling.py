@@ -5,14 +5,11 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int
 
-DRAWS = 1_000
-"""Resamples behind an interval."""
-
 
 def interval(
     statistic: Callable[[Int[np.ndarray, " rows"]], float],
     groups: Int[np.ndarray, " n"],
-    draws: int = DRAWS,
+    draws: int = 1_000,
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:

@@ -40,6 +40,9 @@ CASES = 10
 
 NOTICE = "Research use only. Not a medical device; nothing here may guide a diagnosis or a treatment."
 
+DRAWS = 1_000
+"""Resamples behind an interval."""
+
 PIXEL_DRAWS = 200
 """Resamples behind an interval of pixels, each of which sorts them all."""
 
@@ -143,7 +146,7 @@ def ranking(scores: Float[np.ndarray, " n"], truth: Truth, groups: Int[np.ndarra
         both = truth[rows].any() and not truth[rows].all()
         return float(measure(truth[rows], scores[rows])) if both else math.nan
 
-    return {name: _estimate(functools.partial(statistic, measure), groups) for name, measure in kinds.items()}
+    return {name: _estimate(functools.partial(statistic, measure), groups, DRAWS) for name, measure in kinds.items()}
 
 
 def dice(maps: Bool[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"]) -> float:
@@ -230,7 +233,7 @@ def _pixels(run: Run, split: str, threshold: float, groups: Int[np.ndarray, " n"
 
 
 def _estimate(
-    statistic: Callable[[Int[np.ndarray, " rows"]], float], groups: Int[np.ndarray, " n"], draws: int = resampling.DRAWS
+    statistic: Callable[[Int[np.ndarray, " rows"]], float], groups: Int[np.ndarray, " n"], draws: int
 ) -> dict[str, float]:
     low, high = resampling.interval(statistic, groups, draws)
     return {"value": statistic(np.arange(len(groups))), "low": low, "high": high}
