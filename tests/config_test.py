@@ -73,7 +73,7 @@ WRONG_TYPES: dict[type, list[Any]] = {
     float: ["0.1", True, [0.1], {}, 1j],
     bool: [1, 0.0, "true", [True]],
     str: [3, 0.5, True, ["adam"], {}],
-    Names: [28, "encoder", ("encoder", "unknown"), (1,), {}, math.nan],
+    Names: [28, "encoder", (1,), {}, math.nan],
     tuple: [28, 2.5, "28", [], (), (28.0, 28.0), (True, True), ("28", "28"), {}],
     Reals: [28, 2.5, "28", [], (), (True, True), ("28", "28"), {}],
 }
@@ -101,7 +101,8 @@ def _refused() -> Iterator[Any]:
         if leaf.kind in (int, float, tuple, Reals):
             values += [math.nan, math.inf, -math.inf]
         if leaf.limits["choices"]:
-            values += ["", "unknown", leaf.limits["choices"][0].upper()]
+            wrong = ["", "unknown", leaf.limits["choices"][0].upper()]
+            values += [(leaf.limits["choices"][0], name) for name in wrong] if leaf.kind is Names else wrong
         for value in values:
             yield pytest.param(leaf, value, id=f"{leaf.name}={value!r:.20}")
 

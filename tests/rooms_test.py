@@ -14,9 +14,9 @@ ORDER = (
     "errors", "fields",
     "config", "config_file", "hosts", "memory", "keys", "distributions",
     "datasets", "batches", "augment", "pipeline",
-    "networks", "models", "objectives", "optimizers", "metrics", "training",
+    "networks", "models", "objectives", "optimizers", "metrics", "calibration", "resampling", "training",
     "checkpoints", "runs", "journal", "interruption", "progress", "privacy", "transfer", "experiment",
-    "applications", "evaluation", "samplers", "classifier", "frechet", "report", "gallery", "cli",
+    "applications", "evaluation", "screening", "samplers", "classifier", "frechet", "report", "gallery", "cli",
 )  # fmt: skip
 """A room imports only rooms that stand before it."""
 

@@ -143,6 +143,16 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--seed", type=_seed, default=0, help="which are drawn; default: %(default)s")
         verb.add_argument("--output", metavar="DIR", help="where NAME.png and NAME.npz go; default: in the run directory")
 
+    anomaly = _run_verb(
+        verbs,
+        "anomaly",
+        _anomaly,
+        "score images by how far they are from normal ones, and flag them at a promised rate of false alarms",
+        "vaejax anomaly runs/hand --best --alpha=0.01",
+    )
+    anomaly.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
+    anomaly.add_argument("--alpha", type=_share, help="promised share of false alarms; default: as configured")
+
     frechet = _run_verb(
         verbs,
         "frechet",
@@ -233,6 +243,11 @@ def _temperature(text: str) -> float:
     return _ranged(text, float, 0, 1_000)
 
 
+def _share(text: str) -> float:
+    """A share that is neither none nor all."""
+    return _ranged(text, float, 1e-6, 1.0 - 1e-6)
+
+
 def _ranged(text: str, kind: type, low: float, high: float) -> float:
     try:
         value = kind(text)
@@ -281,6 +296,22 @@ def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     with hosts.explain_loss():
         run = runs.load(arguments.directory)
         _show(evaluation.evaluate(run, arguments.split, arguments.best, arguments.samples, arguments.draw))
+
+
+def _anomaly(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vaejax import runs, screening
+
+    result = screening.screen(runs.load(arguments.directory), arguments.split, arguments.best, arguments.alpha)
+    print(f"{result['notice']}\n{result['score']} of {result['images']} images, split {result['split']}, step {result['step']}")
+    for kind, count in result["flagged"].items():
+        told = "; promised: {:g}, so {} to {}".format(result["alpha"], *count["expected"]) if "expected" in count else ""
+        print(f"flagged, {kind}: {count['flagged']} of {count['n']}{told}")
+    for name, found in (result["ranking"] | {"pixels": result["pixels"]}).items():
+        for measure, value in found.items():
+            print(f"{name}: {measure} {value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})")
+    for name, reason in result["undefined"].items():
+        print(f"{name}: not defined: {reason}")
+    print("written: anomaly.json, anomaly.csv, anomaly_maps.npy")
 
 
 def _frechet(arguments: argparse.Namespace, _: Sequence[str]) -> None:

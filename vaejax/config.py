@@ -39,6 +39,12 @@ class DataConfig(Section):
     validation_fraction: float = declare(
         0.1, "share of the training images set apart, where the source has no validation split", above=0.0, high=0.5
     )
+    normal: tuple[str, ...] = declare(
+        (), "labels of normal images: training, validation and calibration are of those alone; empty: all of them are normal"
+    )
+    calibration_fraction: float = declare(
+        0.0, "share of the training images set apart for the thresholds of `vaejax anomaly`", low=0.0, high=0.5
+    )
     on_error: str = declare(
         "stop", "unreadable files: stop and name them all, or skip, count and list them", choices=("stop", "skip")
     )
@@ -342,6 +348,28 @@ class EvaluationConfig(Section):
     draw: int = declare(0, "seed of the test images' binarisation and of the samples", low=0, high=2**31 - 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class AnomalyConfig(Section):
+    """How far an image is from the normal ones that a run was trained on (`vaejax anomaly`)."""
+
+    prefix = "anomaly."
+    score: str = declare(
+        "likelihood",
+        "what counts: negative log-likelihood; error or ssim of the reconstruction; rate; distance to a restored image",
+        choices=("likelihood", "error", "ssim", "rate", "restoration"),
+    )
+    alpha: float = declare(0.05, "promised share of false alarms among normal images", above=0.0, below=1.0)
+    pixels: float = declare(
+        0.01, "share of a normal image's pixels above the threshold of a map, on average", above=0.0, below=1.0
+    )
+    samples: int = declare(16, "likelihood: importance samples an image", low=1, high=1_000_000)
+    steps: int = declare(30, "restoration: steps of gradient descent", low=1, high=100_000)
+    fidelity: float = declare(
+        1.0, "restoration: weight of the total variation of the change, in units of the image range", low=0.0, high=1e6
+    )
+    masks: bool = declare(False, "the masks of the images (data.masks) show what is anomalous, all classes but 0")
+
+
 PARTS = ("encoder", "decoder", "log_scale", "prior", "codebook")
 """Parts of a model's parameters, of which it has those that it needs."""
 
@@ -389,6 +417,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    anomaly: AnomalyConfig = AnomalyConfig()
 
     def __post_init__(self) -> None:
         """Checks what no field can check alone."""

@@ -39,9 +39,21 @@ def ssim(images: Float[Array, "b h w c"], others: Float[Array, "b h w c"]) -> Fl
     Raises:
         ValueError: where a side is shorter than the window, for which dm-pix would return a number without meaning.
     """
-    if not has_ssim(images.shape[1:]):
-        raise ValueError(f"ssim: images of {images.shape[1:3]} pixels; expected at least {SSIM_WINDOW} on each side.")
+    _require_window(images.shape)
     return dm_pix.ssim(images, others)
+
+
+def ssim_map(images: Float[Array, "b h w c"], others: Float[Array, "b h w c"]) -> Float[Array, "b h w"]:
+    """Structural similarity around each pixel, at most 1, a mean over channels; images are mirrored at their edges.
+
+    Raises:
+        ValueError: as `ssim`.
+    """
+    _require_window(images.shape)
+    half = SSIM_WINDOW // 2
+    margins = ((0, 0), (half, half), (half, half), (0, 0))
+    first, second = (jnp.pad(array, margins, mode="reflect") for array in (images, others))
+    return dm_pix.ssim(first, second, return_map=True).mean(axis=-1)
 
 
 def bits_per_dim(nats: Float[np.ndarray, " n"], dimensions: int) -> Float[np.ndarray, " n"]:
@@ -78,3 +90,8 @@ def summary(values: Float[np.ndarray, " n"], unit: str) -> dict[str, Any]:
     values = np.asarray(values, np.float64)
     sem = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return {"mean": float(values.mean()), "sem": sem, "n": len(values), "unit": unit}
+
+
+def _require_window(shape: tuple[int, ...]) -> None:
+    if not has_ssim(shape[1:]):
+        raise ValueError(f"ssim: images of {shape[1:3]} pixels; expected at least {SSIM_WINDOW} on each side.")

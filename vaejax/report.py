@@ -64,6 +64,7 @@ def write(run: Run, best: bool = False) -> epath.Path:
         "evaluation": runs.read_json(evaluation_file) if evaluation_file.exists() else None,
         "pictures": _pictures(run, params),
         "frechet": runs.read_json(run.directory / "frechet.json") if (run.directory / "frechet.json").exists() else None,
+        "anomaly": _anomaly(run),
         "config": _public_config(run),
         "versions": _versions(),
         "date": datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -179,6 +180,31 @@ def draw_lines(model: Model, params: Any, first: Batch, second: Batch, steps: in
     conditions = (condition_of(model, first), condition_of(model, second))
     lines = jax.jit(lambda params: reconstruction.interpolate(model, params, images[0], images[1], steps, conditions))
     return np.asarray(lines(params))
+
+
+def overlay(
+    images: Float[np.ndarray, "n h w c"], maps: Float[np.ndarray, "n h w"], low: float
+) -> Float[np.ndarray, "n h w ch"]:
+    """Maps in red over grey images: nothing up to `low`, all red at the largest value of all maps."""
+    share = np.clip((maps - low) / max(float(maps.max()) - low, 1e-12), 0.0, 1.0)[..., np.newaxis]
+    grey = images.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    return grey * (1.0 - share) + share * np.array([1.0, 0.0, 0.0], np.float32)
+
+
+def _anomaly(run: Run) -> dict[str, Any] | None:
+    """What `vaejax anomaly` found, with pictures of the ends of its ranking; None where it has not looked yet."""
+    file = run.directory / "anomaly.json"
+    if not file.exists():
+        return None
+    found, maps = runs.read_json(file), np.load(run.directory / "anomaly_maps.npy", mmap_mode="r")
+    shown = []
+    for title, index in found["cases"].items():
+        images = np.asarray(experiment.rows(run, found["split"], np.asarray(index))["image"])
+        marked = overlay(images, np.asarray(maps[index]), found["calibration"]["pixel_threshold"])
+        plain = images.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+        caption = "; ".join(str(number) for number in index)
+        shown.append({"title": title.capitalize(), "caption": caption, "url": _url(grid(pairs(plain, marked)))})
+    return found | {"pictures": shown}
 
 
 def _augmented(run: Run) -> tuple[Float[np.ndarray, "n h w c"], Float[np.ndarray, "n h w c"]]:

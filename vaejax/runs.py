@@ -9,6 +9,7 @@ evaluation.json    see `vaejax.evaluation`
 report/index.html  see `vaejax.report`
 source.json        of a run that started from another one: its step, the sha256 of its weights, and what was not taken over
 frechet.json       see `vaejax.frechet`
+anomaly.json       see `vaejax.screening`; anomaly.csv and anomaly_maps.npy beside it
 private/           what may carry names, such as paths of unreadable files; mode 0700
 """
 

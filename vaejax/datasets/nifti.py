@@ -5,6 +5,8 @@ Nothing else of a header is read or written: no description, no name of a file, 
 
 import gzip
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 

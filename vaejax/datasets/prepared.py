@@ -28,7 +28,7 @@ from vaejax.datasets import shards, workers
 from vaejax.datasets.image import WHITE
 from vaejax.datasets.shards import Form, Plan, Record, Shard
 from vaejax.datasets.source import Examples, Source, example_name
-from vaejax.datasets.splits import complete
+from vaejax.datasets.splits import complete, of_normals, set_apart
 from vaejax.errors import DataError
 
 _FORMAT = 1  # raise it when preparation changes, so that what older versions prepared is not used
@@ -51,7 +51,7 @@ class DataSet(NamedTuple):
     """Images of one shape in fixed splits.
 
     Attributes:
-        splits: "train", "val" and "test".
+        splits: "train", "val" and "test"; "calibration" where `data.calibration_fraction` sets it apart.
         image_shape: (H, W, C) of every image.
         white: the stored value that means 1.0: 255 for uint8, 65535 for uint16, 1 for float32.
         label_names: the name of label i, its number where the source has no names; None without labels.
@@ -100,7 +100,8 @@ def _fingerprint(source: Source, config: DataConfig) -> str:
     settings = {name: getattr(config, name) for name in ("image_size", "channels", "resize", "validation_fraction", "on_error")}
     if config.untrusted:  # what takes too much is not among the images
         settings |= {"limits": [config.file_seconds, config.file_memory]}
-    facts = {"format": _FORMAT, "name": config.name, "contents": source.contents, **settings}
+    chosen = {name: getattr(config, name) for name in ("normal", "calibration_fraction") if getattr(config, name)}
+    facts = {"format": _FORMAT, "name": config.name, "contents": source.contents, **settings, **chosen}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -137,7 +138,7 @@ def _locked(work: Path) -> int:
 
 
 def _prepare(folder: Path, work: Path, source: Source, config: DataConfig, fingerprint: str, drive: workers.Driver) -> None:
-    splits = complete(source.open(), config.validation_fraction, source.label_names)
+    splits = _splits(source, config)
     plan = Plan(work, splits, _form(splits, config), config)
     pieces = shards.cut(splits)
     write = functools.partial(shards.write, plan)
@@ -166,6 +167,15 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
 
 def _say(text: str) -> None:
     Console(stderr=True).print(text)
+
+
+def _splits(source: Source, config: DataConfig) -> dict[str, Examples]:
+    splits = complete(source.open(), config.validation_fraction, source.label_names)
+    if config.normal:
+        splits = of_normals(splits, config.normal, source.label_names)
+    if config.calibration_fraction:
+        splits = set_apart(splits, config.calibration_fraction, ["calibration"], source.label_names)
+    return splits
 
 
 def _form(splits: dict[str, Examples], config: DataConfig) -> Form:

@@ -1,6 +1,7 @@
 """Fixed splits: what a source lacks of "val" and "test" is taken from its training images, in equal shares of every class.
 
 Patients, where they are known, stay in one split; so do copies of an image, where somebody looks for them (`duplicates`).
+Where some labels are normal, training and validation are of those alone, and a split "calibration" is set apart from them.
 """
 
 import hashlib
@@ -45,24 +46,57 @@ def complete(splits: dict[str, Examples], fraction: float, label_names: tuple[st
         DataError: too few images, or too few of a class, to be in every split; a patient who is in two splits.
     """
     _check_patients(splits)
-    train = splits["train"]
     missing = [split for split in ("test", "val") if split not in splits]
-    if not missing:
-        return splits
+    return set_apart(splits, fraction, missing, label_names) if missing else splits
+
+
+def set_apart(
+    splits: dict[str, Examples], fraction: float, names: list[str], label_names: tuple[str, ...] | None
+) -> dict[str, Examples]:
+    """Adds splits of the given names, each of a share of the training images; raises and chooses as `complete` does."""
+    train = splits["train"]
     units, classes = _units(train)  # what stays together
     n = units.max(initial=-1) + 1
     count = round(fraction * n)
     if train.patients is not None:
-        count = min(max(count, 1), max((n - 1) // len(missing), 1))
-    _check("images" if train.patients is None else "patients", n, classes, count, len(missing), label_names)
+        count = min(max(count, 1), max((n - 1) // len(names), 1))
+    _check("images" if train.patients is None else "patients", n, classes, count, len(names), label_names)
     chosen = {}
     left = np.arange(n)
-    for split in missing:
+    for split in names:
         part = _stratified(left.size if classes is None else classes[left], count)
         chosen[split] = take(train, np.flatnonzero(np.isin(units, left[part])))
         left = np.delete(left, part)
-    completed = splits | {"train": take(train, np.flatnonzero(np.isin(units, left) | (units < 0)))} | chosen
-    return {split: completed[split] for split in ("train", "val", "test")}
+    return _in_order(splits | {"train": take(train, np.flatnonzero(np.isin(units, left) | (units < 0)))} | chosen)
+
+
+def of_normals(
+    splits: dict[str, Examples], normal: tuple[str, ...], label_names: tuple[str, ...] | None
+) -> dict[str, Examples]:
+    """The splits, "train" and "val" without the images of other labels than `normal` (names, or numbers where there are none).
+
+    Raises:
+        DataError: the images have no labels, or none in one of these splits is normal.
+    """
+    kept = {}
+    for split in ("train", "val"):
+        labels = splits[split].labels
+        if labels is None:
+            raise DataError(f"data.normal={normal!r}: the images have no labels. Leave it empty: then all training images are.")
+        known = label_names or tuple(str(label) for label in range(1 + int(labels.max())))
+        numbers = [known.index(name) for name in normal if name in known]
+        rows = np.flatnonzero(np.isin(labels, numbers))
+        if len(numbers) < len(normal) or not rows.size:
+            raise DataError(
+                f"data.normal={normal!r}: expected labels of the images, each one of {', '.join(known)}, "
+                f"found {rows.size} such images in {split}."
+            )
+        kept[split] = take(splits[split], rows)
+    return splits | kept
+
+
+def _in_order(splits: dict[str, Examples]) -> dict[str, Examples]:
+    return {split: splits[split] for split in ("train", "val", "calibration", "test") if split in splits}
 
 
 def pixel_hash(image: Num[np.ndarray, "..."]) -> str:

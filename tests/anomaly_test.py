@@ -1,0 +1,153 @@
+"""Scores and maps: each is what its formula says, larger where an image is stranger, and of one image at a time."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vaejax import distributions as dist
+from vaejax import metrics, models
+from vaejax.applications import anomaly
+from vaejax.applications.reconstruction import reconstruct
+from vaejax.config import AnomalyConfig, ModelConfig
+from vaejax.errors import FamilyError
+from vaejax.keys import of_examples
+from vaejax.screening import SCORES
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+SHAPE = (12, 13, 2)
+SETTINGS = AnomalyConfig(samples=3, steps=4)
+FAMILIES = {
+    "vae": {"network": "mlp", "hidden": (8,), "latent_size": 3},
+    "levels": {"network": "mlp", "hidden": (8,), "latent_size": 3, "likelihood": "discretized_logistic", "scale": "pixel"},
+    "hierarchical": {"family": "hierarchical", "network": "resnet", "features": (4,), "blocks": 1, "latent_size": 2},
+    "vq": {"family": "vq", "network": "cnn", "features": (4,), "codes": 4, "latent_size": 2},
+}
+
+
+@functools.cache
+def built(family: str = "vae") -> tuple[models.Model, models.Params]:
+    model = models.build(ModelConfig(**FAMILIES[family]), SHAPE)
+    return model, jax.tree.map(lambda leaf: leaf + 0.05, jax.jit(model.init)(jax.random.key(0)))
+
+
+def images(batch: int = 4, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).random((batch, *SHAPE)), jnp.float32)
+
+
+def scored(name: str, family: str = "vae", rows: slice = slice(None), settings: AnomalyConfig = SETTINGS) -> anomaly.Scores:
+    model, params = built(family)
+    look = jax.jit(lambda x, keys: anomaly.score(model, params, x, keys, name, settings))
+    return look(images()[rows], keys(rows))
+
+
+def keys(rows: slice = slice(None)) -> jax.Array:
+    return of_examples(jax.random.key(5), jnp.arange(4)[rows])
+
+
+def near(got: jax.Array, expected: jax.Array, tolerance: float = 1e-4) -> None:
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=1e-5)
+
+
+DEFINED = [(family, name) for family in FAMILIES for name in SCORES if family != "vq" or name not in ("rate", "restoration")]
+
+
+@pytest.mark.parametrize(("family", "name"), DEFINED)
+def test_every_score_has_a_number_an_image_and_one_a_pixel_and_looks_at_one_image_at_a_time(family, name):
+    found, alone = scored(name, family), scored(name, family, slice(2, 3))
+    assert found.value.shape == (4,)
+    assert found.map.shape == (4, *SHAPE[:2])
+    assert np.isfinite(found.value).all()
+    assert np.isfinite(found.map).all()
+    assert len(np.unique(np.asarray(found.value))) == 4
+    near(found.value[2:3], alone.value)
+    near(found.map[2:3], alone.map, 1e-3)
+
+
+@pytest.mark.parametrize("name", ["rate", "restoration"])
+def test_a_score_that_a_family_does_not_have_is_refused_with_the_reason(name):
+    with pytest.raises(FamilyError, match=f"anomaly.score='{name}': not defined .* codes"):
+        scored(name, "vq")
+
+
+def test_small_images_have_no_ssim():
+    model = models.build(ModelConfig(network="mlp"), (8, 12, 1))
+    assert "window of 11" in (anomaly.undefined(model, "ssim") or "")
+    assert anomaly.undefined(model, "error") is None
+
+
+def test_the_likelihood_is_the_importance_sampled_one_and_its_map_adds_up_to_the_distortion():
+    model, params = built()
+    inference = jax.jit(lambda x: model.infer(params, x, keys(), 3))(images())
+    log_likelihood = np.float64(dist.log_prob(inference.likelihood, images()))
+    found = scored("likelihood")
+    weights = log_likelihood - np.float64(inference.log_ratio)
+    near(found.value, -(np.logaddexp.reduce(weights, axis=0) - np.log(3)))
+    near(found.map.sum(axis=(1, 2)), -log_likelihood.mean(axis=0))
+
+
+def test_error_and_ssim_are_those_of_the_reconstruction():
+    restored = jax.jit(lambda x: reconstruct(*built(), x))(images())
+    near(scored("error").value, metrics.mse(images(), restored))
+    near(scored("error").map, ((images() - restored) ** 2).mean(axis=-1))
+    near(scored("ssim").value, 1.0 - metrics.ssim(images(), restored))
+    inside = 1.0 - scored("ssim").map[:, 5:-5, 5:-5]
+    near(inside.mean(axis=(1, 2)), metrics.ssim(images(), restored))
+
+
+def test_the_rate_map_is_the_slope_of_the_rate_at_each_pixel():
+    model, params = built()
+    nudge = jnp.zeros((4, *SHAPE)).at[1, 3, 4, :].set(jnp.array([0.0, 1e-2]))
+
+    @jax.jit
+    def rate(x: jax.Array) -> jax.Array:
+        return jnp.stack(model.infer(params, x, keys()).kl).sum(axis=0)
+
+    slope = jax.grad(lambda x: rate(x).sum())(images())[1, 3, 4]
+    near(scored("rate").value, rate(images()))
+    near(scored("rate").map[1, 3, 4], np.hypot(*slope))
+    near((rate(images() + nudge) - rate(images() - nudge))[1] / 2e-2, slope[1], 1e-2)
+
+
+def test_a_restoration_is_likelier_than_the_image_and_stays_in_range_and_near():
+    model, params = built()
+    settings = AnomalyConfig(steps=5, fidelity=0.0)
+    restored = jax.jit(lambda x: anomaly.restore(model, params, x, keys(), settings))(images())
+    assert np.all((restored >= 0) & (restored <= 1))
+    assert float(jnp.abs(restored - images()).max()) <= anomaly.STEP * 3 + 1e-6  # steps of 1, 4/5, ..., 1/5
+
+    @jax.jit
+    def bound(x: jax.Array) -> jax.Array:
+        inference = model.infer(params, x, keys())
+        return dist.log_prob(inference.likelihood, x)[0] - jnp.stack(inference.kl).sum(axis=0)
+
+    assert (bound(restored) > bound(images())).all()
+
+
+def test_a_heavier_fidelity_keeps_the_restoration_at_the_image():
+    loose, tight = (scored("restoration", settings=AnomalyConfig(steps=8, fidelity=weight)) for weight in (0.0, 1e4))
+    assert (tight.value < 0.7 * loose.value).all()
+
+
+@pytest.mark.parametrize("name", ["likelihood", "error", "ssim", "restoration"])
+def test_a_changed_pixel_stands_out_in_the_maps(name):
+    model, params = built()
+    params = params | {"decoder": jax.tree.map(lambda leaf: 0.05 * leaf, params["decoder"])}
+    plain = jnp.full((1, *SHAPE), 0.5)
+    settings = AnomalyConfig(steps=6, fidelity=0.0)
+    look = jax.jit(lambda x: anomaly.score(model, params, x, keys(slice(1)), name, settings))
+    before, after = look(plain), look(plain.at[0, 6, 7].set(1.0))
+    assert after.value[0] > before.value[0]
+    away = np.hypot(*np.subtract(np.unravel_index(np.argmax(after.map[0] - before.map[0]), SHAPE[:2]), (6, 7)))
+    assert away <= (1.5 if name == "ssim" else 0)
+
+
+def test_a_conditional_model_is_told_the_labels():
+    model = models.build(ModelConfig(**FAMILIES["vae"], conditional=True), SHAPE, 3)
+    params = jax.jit(model.init)(jax.random.key(0))
+    told = [jnp.full(4, label) for label in (0, 1)]
+    look = jax.jit(lambda condition: anomaly.score(model, params, images(), keys(), "likelihood", SETTINGS, condition).value)
+    assert not np.allclose(*(look(condition) for condition in told))
