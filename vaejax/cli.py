@@ -123,12 +123,33 @@ def _parser() -> argparse.ArgumentParser:
         verbs, "interpolate", _interpolate, "lines between images", "vaejax interpolate runs/quickstart --n=8 --steps=12"
     )
     interpolate.add_argument("--steps", type=_positive, default=10, help="images on a line; default: %(default)s")
-    for verb in (reconstruct, interpolate):
+    embed = _run_verb(
+        verbs,
+        "embed",
+        _embed,
+        "a table of latents, a map of them, and how much of the label they hold",
+        "vaejax embed runs/mednist --split=test --map=tsne",
+    )
+    embed.add_argument("--map", choices=("pca", "tsne"), default="pca", help="how it is laid out; default: %(default)s")
+    explain = _run_verb(
+        verbs,
+        "explain",
+        _explain,
+        "images of one label moved towards another in the latent space, and what changes",
+        "vaejax explain runs/mednist --from=HeadCT --to=CXR --n=5",
+    )
+    explain.add_argument("--from", dest="first", required=True, metavar="LABEL", help="the label of the images")
+    explain.add_argument("--to", dest="second", required=True, metavar="LABEL", help="the label that they are moved towards")
+    explain.add_argument("--n", type=_positive, default=5, help="images; default: %(default)s")
+    explain.add_argument("--steps", type=_positive, default=6, help="images on a walk; default: %(default)s")
+    for verb in (reconstruct, interpolate, embed, explain):
         verb.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
+    for verb in (reconstruct, interpolate):
         verb.add_argument("--n", type=_positive, default=10, help="images, or lines; default: %(default)s")
-    for verb in (sample, reconstruct, interpolate):
+    for verb in (sample, reconstruct, interpolate, explain):
         verb.add_argument("--seed", type=_seed, default=0, help="which are drawn; default: %(default)s")
-        verb.add_argument("--output", metavar="DIR", help="where NAME.png and NAME.npz go; default: in the run directory")
+    for verb in (sample, reconstruct, interpolate, embed, explain):
+        verb.add_argument("--output", metavar="DIR", help="where the files go; default: in the run directory")
 
     frechet = _run_verb(
         verbs,
@@ -277,6 +298,28 @@ def _interpolate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     print(f"written: {output / 'interpolations.png'}, interpolations.npz")
 
 
+def _embed(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vaejax import gallery
+
+    run, output = _open(arguments)
+    result = gallery.embed(run, output, arguments.best, arguments.split, arguments.map)
+    for name, probe in result.get("probes", {}).items():
+        words = (f"{key.replace('_', ' ')} {_interval(probe[key])}" for key in ("accuracy", "balanced_accuracy", "auc"))
+        print(f"{name} probe for the label, {probe['n']} test images: {', '.join(words)}")
+    print(f"written: {output / 'latents.csv'}, latents.parquet, map.png, embedding.json")
+
+
+def _explain(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vaejax import gallery
+
+    run, output = _open(arguments)
+    ends = (arguments.first, arguments.second)
+    how = (arguments.n, arguments.steps, arguments.seed)
+    means = gallery.explain(run, output, arguments.best, arguments.split, ends, *how)
+    print(f"mean probability of {ends[1]}, by the linear probe, at each step: {', '.join(f'{mean:.2f}' for mean in means)}")
+    print(f"written: {output / 'explanation.png'}, explanation.npz")
+
+
 def _open(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """The run, and the folder where its pictures go."""
     from etils import epath
@@ -327,3 +370,7 @@ def _show(result: dict[str, Any]) -> None:
 
 def _number(value: dict[str, Any]) -> str:
     return f"{value['mean']:.4g}" + (f" ± {value['sem']:.2g}" if value["sem"] is not None else "")
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
