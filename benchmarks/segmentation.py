@@ -5,15 +5,21 @@ python benchmarks/segmentation.py pretrain FOLDER WORK
 
 import argparse
 import hashlib
+import itertools
+import json
+import shutil
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 from etils import epath
+from scipy import ndimage
 
 from vaejax import config as configuration
-from vaejax import experiment, models, runs
+from vaejax import experiment, journal, models, runs, segmentation
 from vaejax.config import Config, DataConfig, from_dict
 from vaejax.datasets import DataSet, Split, volumes
 from vaejax.datasets.splits import complete
@@ -27,8 +33,11 @@ FRACTION = 0.2
 """Share of the patients in each of val and test."""
 
 MODEL = {"features": (32, 64, 128), "latent_size": 32, "likelihood": "gaussian"}
-AUGMENT = {"rotate": 15.0, "zoom": 0.15, "brightness": 0.1, "contrast": 0.2}
-BATCH = 32
+AUGMENT = {"brightness": 0.1, "contrast": 0.2}
+BATCH = 16
+
+COPIES = 2
+"""An epoch has so many slices for each that there is in train."""
 
 
 def hippocampus(folder: Path) -> DataSet:
@@ -64,9 +73,8 @@ def hippocampus(folder: Path) -> DataSet:
     return DataSet(splits, (*SHAPE, 1), 1.0, None, digest.hexdigest(), ())
 
 
-def split_of(columns: dict[str, np.ndarray], repeats: int = 1) -> Split:
-    n = len(columns["image"])
-    return Split(n * repeats, lambda rows: {name: column[rows % n] for name, column in columns.items()})
+def split_of(columns: dict[str, np.ndarray]) -> Split:
+    return Split(len(columns["image"]), lambda rows: {name: column[rows] for name, column in columns.items()})
 
 
 def pretraining(steps: int) -> Config:
@@ -93,16 +101,94 @@ def train(directory: Path, config: Config, data: DataSet) -> Run:
     return run
 
 
+def segmenting(source: Path | None, steps: int, seed: int, rate: float, frozen: bool = False) -> Config:
+    """The same network, optimiser and budget, with the weights of `source` or from scratch."""
+    freeze = ("encoder",) if frozen else ()
+    return from_dict(
+        {
+            "seed": seed,
+            "data": {"name": "volumes", "path": "images", "masks": "labels", "image_size": SHAPE, "batch_size": BATCH},
+            "augment": AUGMENT,
+            "model": MODEL | {"regions": 3},
+            "objective": {"name": "segmentation"},
+            "transfer": {"source": str(source), "parts": ("encoder",), "freeze": freeze} if source else {},
+            "optimizer": {"learning_rate": rate, "warmup_steps": 50},
+            "training": {"steps": steps, "log_every": 50, "checkpoint_every": 100_000, "ema_decay": 0.99},
+        }
+    )
+
+
+def labelled(data: DataSet, share: float, draw: int) -> DataSet:
+    """A share of the training patients, at least one, as turned and scaled copies: as many slices whatever the share."""
+    train, random = data.splits["train"], np.random.default_rng(draw)
+    columns = train.read(np.arange(train.n))
+    patients = np.unique(columns["patient"])
+    chosen = random.permutation(patients)[: max(round(share * len(patients)), 1)]
+    rows = np.resize(np.flatnonzero(np.isin(columns["patient"], chosen)), COPIES * train.n)
+    few = {name: column[rows] for name, column in columns.items()}
+    for image, mask in zip(few["image"], few["segmentation"], strict=True):
+        image[..., 0], mask[:] = moved(random, image[..., 0], mask)
+    fingerprint = hashlib.sha256(f"{data.fingerprint} {draw} {sorted(map(int, chosen))}".encode()).hexdigest()
+    return data._replace(splits=data.splits | {"train": split_of(few)}, fingerprint=fingerprint)
+
+
+def moved(random: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turned by up to 15 degrees and scaled by up to 15 % about the centre; the mask takes the nearest pixel."""
+    angle, scale = np.deg2rad(random.uniform(-15.0, 15.0)), random.uniform(0.85, 1.15)
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
+    centre = (np.array(image.shape) - 1) / 2
+    offset = centre - matrix @ centre
+    return ndimage.affine_transform(image, matrix, offset, order=1), ndimage.affine_transform(mask, matrix, offset, order=0)
+
+
+def arm(work: Path, data: DataSet, name: str, share: float, draw: int, steps: int, rate: float) -> dict[str, Any]:
+    """Trains one network on one draw of labels; measures its best checkpoint by the validation loss on test."""
+    source = None if name == "scratch" else work / "pretrained"
+    directory = work / f"{name}_{100 * share:g}_{draw}_{steps}_{rate:g}"
+    config = segmenting(source, steps, draw, rate, frozen=name == "frozen")
+    start = time.perf_counter()
+    run = train(directory, config, labelled(data, share, draw))
+    trained = experiment.restore(run, best=True)
+    loss = min(row["loss"] for row in journal.read(run.directory) if row["split"] == "val")
+    measured = segmentation.measure(segmentation.masks(run, trained.params, "test"), 3)
+    row = {"arm": name, "share": share, "draw": draw, "steps": steps, "rate": rate, "val": loss, "best": trained.step}
+    row |= {"seconds": round(time.perf_counter() - start), "test": measured}
+    with (work / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    shutil.rmtree(directory)
+    return row
+
+
+def words(row: dict[str, Any]) -> str:
+    test, dice = row["test"], row["test"]["mean"]["dice"]
+    of_classes = "; ".join(
+        f"{name} {entry['dice']['mean']:.3f}, HD95 {entry['hausdorff95']['mean'] or np.nan:.2f} mm, {entry['unmatched']} missed"
+        for name, entry in zip(("anterior", "posterior"), test["classes"].values(), strict=True)
+    )
+    return (
+        f"{row['arm']} {100 * row['share']:g} % draw {row['draw']} rate {row['rate']:g}: Dice {dice['mean']:.4f} "
+        f"[{dice['low']:.3f}, {dice['high']:.3f}]; {of_classes}; val {row['val']:.4f} at {row['best']}, {row['seconds']} s"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("pretrain",))
+    parser.add_argument("part", choices=("pretrain", "arms"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--steps", type=int, default=4_000)
+    parser.add_argument("--steps", type=int, default=2_500)
+    parser.add_argument("--arms", nargs="+", default=["scratch", "pretrained"])
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.01, 0.05, 0.1, 0.5, 1.0])
+    parser.add_argument("--draws", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rates", nargs="+", type=float, default=[1e-3])
     arguments = parser.parse_args()
     data = hippocampus(arguments.folder)
-    print({name: (split.n, len(np.unique(split.read(np.arange(split.n))["patient"]))) for name, split in data.splits.items()})
-    train(arguments.work / "pretrained", pretraining(arguments.steps), data)
+    if arguments.part == "pretrain":
+        train(arguments.work / "pretrained", pretraining(arguments.steps), data)
+        return
+    for case in itertools.product(arguments.draws, arguments.shares, arguments.rates, arguments.arms):
+        draw, share, rate, name = case
+        print(words(arm(arguments.work, data, name, share, draw, arguments.steps, rate)), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ ORDER = (
     "errors", "fields",
     "config", "config_file", "hosts", "memory", "keys", "distributions",
     "datasets", "batches", "augment", "pipeline",
-    "networks", "models", "objectives", "optimizers", "metrics", "training",
+    "networks", "models", "objectives", "optimizers", "metrics", "resampling", "training",
     "checkpoints", "runs", "journal", "interruption", "progress", "transfer", "experiment",
-    "applications", "evaluation", "samplers", "classifier", "frechet", "report", "gallery", "cli",
+    "applications", "evaluation", "samplers", "latents", "segmentation",
+    "classifier", "frechet", "report", "gallery", "cli",
 )  # fmt: skip
 """A room imports only rooms that stand before it."""
 
@@ -35,6 +36,7 @@ OWNERS = {
     "pydicom": {"datasets"},
     "nibabel": {"datasets"},
     "imagecodecs": {"datasets"},
+    "pyarrow": {"gallery"},
 }
 """What one room, or a few, stand for, so that a change of it stays there."""
 

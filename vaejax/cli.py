@@ -167,6 +167,18 @@ def _parser() -> argparse.ArgumentParser:
         help="where latents come from (see `vaejax sample --help`); default: %(default)s",
     )
 
+    segment = _run_verb(
+        verbs,
+        "segment",
+        _segment,
+        "the classes of pixels that a segmenter finds, and how like those drawn by hand they are",
+        "vaejax segment runs/hippocampus_segmentation --best",
+    )
+    segment.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
+    segment.add_argument("--n", type=_positive, default=10, help="images in the picture; default: %(default)s")
+    segment.add_argument("--seed", type=_seed, default=0, help="which are drawn; default: %(default)s")
+    segment.add_argument("--output", metavar="DIR", help="where the files go; default: in the run directory")
+
     _run_verb(verbs, "report", _report, "draw report/index.html", "vaejax report runs/quickstart --best")
     return parser
 
@@ -241,6 +253,8 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
         from vaejax import evaluation, report  # two seconds that the first step need not wait for
 
+        if run.model.segment:
+            return _say(f"trained. What it is worth: vaejax segment {run.directory} --best")
         _show(evaluation.evaluate(run))
         _say(f"report: {report.write(run)}")
 
@@ -320,6 +334,18 @@ def _explain(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     print(f"written: {output / 'explanation.png'}, explanation.npz")
 
 
+def _segment(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vaejax import gallery
+
+    run, output = _open(arguments)
+    result = gallery.segment(run, output, arguments.best, arguments.split, arguments.n, arguments.seed)
+    found = {"mean of the classes": result["mean"]} | {f"class {name}": entry for name, entry in result["classes"].items()}
+    for name, entry in found.items():
+        words = (f"{key} {_interval(entry[key])}" for key in ("dice", "hausdorff95") if entry.get(key, {}).get("n"))
+        print(f"{name}, {result['volumes']} volumes: {', '.join(words)}")
+    print(f"written: {output / 'segmentation.json'}, segmentations.npz, segmentations.png")
+
+
 def _open(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """The run, and the folder where its pictures go."""
     from etils import epath
@@ -373,4 +399,4 @@ def _number(value: dict[str, Any]) -> str:
 
 
 def _interval(value: dict[str, float]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return f"{value.get('value', value.get('mean')):.3f} [{value['low']:.3f}, {value['high']:.3f}]"

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from vaejax import experiment, latents, report, runs, samplers
+from vaejax import experiment, latents, report, runs, samplers, segmentation
 from vaejax.applications import embedding
 from vaejax.errors import DataError
 from vaejax.models import Latents, Params
@@ -90,7 +90,8 @@ def explain(
     The direction is the difference of the mean latents of the training images of the two labels; the last of `steps` images
     is moved by all of it. A row of the picture is an image and its walk from its reconstruction on; the row below, what
     differs from that reconstruction (red: brighter, blue: darker). The file has `images` [n], `walk` and `differences`
-    [n, steps], `index` [n], `amounts` [steps], and `probability` [n, steps] by the linear probe: of the second label, of the two.
+    [n, steps], `index` [n], `amounts` [steps], and `probability` [n, steps]: of the second of the two labels, by the linear
+    probe.
 
     Returns:
         The mean probability at every step.
@@ -121,6 +122,28 @@ def explain(
     arrays = {"images": images, "walk": walk, "differences": changes, "index": index, "amounts": amounts}
     report.save(output, "explanation", picture, arrays | {"probability": probability})
     return [float(value) for value in probability.mean(axis=0)]
+
+
+def segment(run: Run, output: epath.Path, best: bool, split: str, n: int, seed: int) -> dict[str, Any]:
+    """Writes segmentation.json (see `vaejax.segmentation`), which is returned, segmentations.npz and segmentations.png.
+
+    The file has `guess` and `segmentation` (as drawn) [images, h, w] of the whole split; the picture `n` images, below each the
+    classes as drawn, and as guessed.
+
+    Raises:
+        FamilyError: the run is no segmenter.
+        DataError: `n` is more than there are.
+    """
+    segmentation.require(run)
+    trained = experiment.restore(run, best)
+    drawn, index = segmentation.masks(run, trained.params, split), np.sort(_choose(run, split, n, seed))
+    result = {"split": split, "step": trained.step} | segmentation.measure(drawn, run.config.model.regions)
+    images = np.asarray(experiment.rows(run, split, index)["image"])
+    rows = [report.rgb(images), *(report.coloured(images, classes[index]) for classes in (drawn.true, drawn.guess))]
+    arrays = {"guess": drawn.guess.astype(np.uint8), "segmentation": drawn.true.astype(np.uint8)}
+    report.save(output, "segmentations", np.stack(rows), arrays)
+    runs.write_json(output / "segmentation.json", result)
+    return result
 
 
 def _direction(run: Run, params: Params, first: int, second: int) -> Latents:

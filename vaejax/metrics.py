@@ -1,7 +1,6 @@
 """Numbers that nobody differentiates: one value an example, summed and divided once, by `summary`."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import dm_pix
@@ -79,21 +78,3 @@ def summary(values: Float[np.ndarray, " n"], unit: str) -> dict[str, Any]:
     values = np.asarray(values, np.float64)
     sem = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return {"mean": float(values.mean()), "sem": sem, "n": len(values), "unit": unit}
-
-
-def bootstrap(
-    statistic: Callable[[Int[np.ndarray, " n"]], float], groups: Int[np.ndarray, " n"], draws: int = 1_000, seed: int = 0
-) -> dict[str, float]:
-    """`{"low", "high"}`: the 95 % percentile interval of a statistic of rows (Efron and Tibshirani 1993, section 13.3).
-
-    Args:
-        statistic: of the numbers of the rows that are drawn; NaN where it is undefined, and such draws do not count.
-        groups: of every row; a group, such as a patient, is drawn with all of its rows.
-        draws: how often.
-        seed: of the draws.
-    """
-    order, rng = np.argsort(groups, kind="stable"), np.random.default_rng(seed)
-    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
-    chosen = rng.integers(0, len(members), (draws, len(members)))
-    low, high = np.nanpercentile([statistic(np.concatenate([members[i] for i in drawn])) for drawn in chosen], [2.5, 97.5])
-    return {"low": float(low), "high": float(high)}

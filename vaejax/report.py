@@ -106,6 +106,12 @@ def differences(changes: Float[np.ndarray, "*n h w c"], full: float) -> Float[np
     return matplotlib.colormaps["RdBu_r"](0.5 + 0.5 * share)[..., :3]
 
 
+def coloured(images: Float[np.ndarray, "n h w c"], classes: Int[np.ndarray, "n h w"]) -> Float[np.ndarray, "n h w 3"]:
+    """Images with a colour over every pixel of a class, but 0."""
+    over = matplotlib.colormaps["tab10"]((classes - 1) % 10)[..., :3]
+    return np.where((classes > 0)[..., np.newaxis], 0.5 * rgb(images) + 0.5 * over, rgb(images))
+
+
 def save_picture(directory: epath.Path, name: str, picture: Image.Image | Figure) -> None:
     """Writes a picture as NAME.png."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from vaejax import metrics
+from vaejax import resampling
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that the linear probe is chosen from."""
@@ -81,11 +81,11 @@ def measure(probe: Probe, test: Labelled, draws: int = 1_000) -> dict[str, Any]:
 
     statistics = {"accuracy": lambda rows: float(right[rows].mean()), "balanced_accuracy": balanced, "auc": area}
     everything = np.arange(len(labels))
-    measured = {
-        name: {"value": statistic(everything), **metrics.bootstrap(statistic, test.groups, draws)}
-        for name, statistic in statistics.items()
-    }
-    return {"n": len(labels), "groups": len(np.unique(test.groups)), "setting": probe.setting} | measured
+    measured: dict[str, Any] = {"n": len(labels), "groups": len(np.unique(test.groups)), "setting": probe.setting}
+    for name, statistic in statistics.items():
+        low, high = resampling.interval(statistic, test.groups, draws)
+        measured[name] = {"value": statistic(everything), "low": low, "high": high}
+    return measured
 
 
 def _chosen(build: Callable[[float], Any], settings: tuple[float, ...], train: Labelled, val: Labelled, classes: int) -> Probe:
