@@ -16,7 +16,8 @@ ORDER = (
     "datasets", "batches", "augment", "pipeline",
     "networks", "models", "objectives", "optimizers", "metrics", "calibration", "resampling", "training",
     "checkpoints", "runs", "journal", "interruption", "progress", "privacy", "transfer", "experiment",
-    "applications", "evaluation", "screening", "samplers", "classifier", "frechet", "report", "gallery", "cli",
+    "applications", "evaluation", "screening", "samplers", "latents", "segmentation",
+    "classifier", "frechet", "report", "gallery", "cli",
 )  # fmt: skip
 """A room imports only rooms that stand before it."""
 
@@ -37,6 +38,7 @@ OWNERS = {
     "imagecodecs": {"datasets", "privacy"},
     "apache_beam": {"datasets"},
     "multiprocessing": {"datasets"},
+    "pyarrow": {"gallery"},
 }
 """What one room, or a few, stand for, so that a change of it stays there."""
 

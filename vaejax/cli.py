@@ -136,12 +136,33 @@ def _parser() -> argparse.ArgumentParser:
         verbs, "interpolate", _interpolate, "lines between images", "vaejax interpolate runs/quickstart --n=8 --steps=12"
     )
     interpolate.add_argument("--steps", type=_positive, default=10, help="images on a line; default: %(default)s")
-    for verb in (reconstruct, interpolate):
+    embed = _run_verb(
+        verbs,
+        "embed",
+        _embed,
+        "a table of latents, a map of them, and how much of the label they hold",
+        "vaejax embed runs/mednist --split=test --map=tsne",
+    )
+    embed.add_argument("--map", choices=("pca", "tsne"), default="pca", help="how it is laid out; default: %(default)s")
+    explain = _run_verb(
+        verbs,
+        "explain",
+        _explain,
+        "images of one label moved towards another in the latent space, and what changes",
+        "vaejax explain runs/mednist --from=HeadCT --to=CXR --n=5",
+    )
+    explain.add_argument("--from", dest="first", required=True, metavar="LABEL", help="the label of the images")
+    explain.add_argument("--to", dest="second", required=True, metavar="LABEL", help="the label that they are moved towards")
+    explain.add_argument("--n", type=_positive, default=5, help="images; default: %(default)s")
+    explain.add_argument("--steps", type=_positive, default=6, help="images on a walk; default: %(default)s")
+    for verb in (reconstruct, interpolate, embed, explain):
         verb.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
+    for verb in (reconstruct, interpolate):
         verb.add_argument("--n", type=_positive, default=10, help="images, or lines; default: %(default)s")
-    for verb in (sample, reconstruct, interpolate):
+    for verb in (sample, reconstruct, interpolate, explain):
         verb.add_argument("--seed", type=_seed, default=0, help="which are drawn; default: %(default)s")
-        verb.add_argument("--output", metavar="DIR", help="where NAME.png and NAME.npz go; default: in the run directory")
+    for verb in (sample, reconstruct, interpolate, embed, explain):
+        verb.add_argument("--output", metavar="DIR", help="where the files go; default: in the run directory")
 
     anomaly = _run_verb(
         verbs,
@@ -191,6 +212,18 @@ def _parser() -> argparse.ArgumentParser:
     deidentify.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="at what cannot be shared; default: %(default)s"
     )
+
+    segment = _run_verb(
+        verbs,
+        "segment",
+        _segment,
+        "the classes of pixels that a segmenter finds, and how like those drawn by hand they are",
+        "vaejax segment runs/hippocampus_segmentation --best",
+    )
+    segment.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
+    segment.add_argument("--n", type=_positive, default=10, help="images in the picture; default: %(default)s")
+    segment.add_argument("--seed", type=_seed, default=0, help="which are drawn; default: %(default)s")
+    segment.add_argument("--output", metavar="DIR", help="where the files go; default: in the run directory")
 
     _run_verb(verbs, "report", _report, "draw report/index.html", "vaejax report runs/quickstart --best")
     return parser
@@ -271,6 +304,8 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
         from vaejax import evaluation, report  # two seconds that the first step need not wait for
 
+        if run.model.segment:
+            return _say(f"trained. What it is worth: vaejax segment {run.directory} --best")
         _show(evaluation.evaluate(run))
         _say(f"report: {report.write(run)}")
 
@@ -378,6 +413,40 @@ def _interpolate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     print(f"written: {output / 'interpolations.png'}, interpolations.npz")
 
 
+def _embed(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vaejax import gallery
+
+    run, output = _open(arguments)
+    result = gallery.embed(run, output, arguments.best, arguments.split, arguments.map)
+    for name, probe in result.get("probes", {}).items():
+        words = (f"{key.replace('_', ' ')} {_interval(probe[key])}" for key in ("accuracy", "balanced_accuracy", "auc"))
+        print(f"{name} probe for the label, {probe['n']} test images: {', '.join(words)}")
+    print(f"written: {output / 'latents.csv'}, latents.parquet, map.png, embedding.json")
+
+
+def _explain(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vaejax import gallery
+
+    run, output = _open(arguments)
+    ends = (arguments.first, arguments.second)
+    how = (arguments.n, arguments.steps, arguments.seed)
+    means = gallery.explain(run, output, arguments.best, arguments.split, ends, *how)
+    print(f"mean probability of {ends[1]}, by the linear probe, at each step: {', '.join(f'{mean:.2f}' for mean in means)}")
+    print(f"written: {output / 'explanation.png'}, explanation.npz")
+
+
+def _segment(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vaejax import gallery
+
+    run, output = _open(arguments)
+    result = gallery.segment(run, output, arguments.best, arguments.split, arguments.n, arguments.seed)
+    found = {"mean of the classes": result["mean"]} | {f"class {name}": entry for name, entry in result["classes"].items()}
+    for name, entry in found.items():
+        words = (f"{key} {_interval(entry[key])}" for key in ("dice", "hausdorff95") if entry.get(key, {}).get("n"))
+        print(f"{name}, {result['volumes']} volumes: {', '.join(words)}")
+    print(f"written: {output / 'segmentation.json'}, segmentations.npz, segmentations.png")
+
+
 def _open(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """The run, and the folder where its pictures go."""
     from etils import epath
@@ -428,3 +497,7 @@ def _show(result: dict[str, Any]) -> None:
 
 def _number(value: dict[str, Any]) -> str:
     return f"{value['mean']:.4g}" + (f" ± {value['sem']:.2g}" if value["sem"] is not None else "")
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{value.get('value', value.get('mean')):.3f} [{value['low']:.3f}, {value['high']:.3f}]"

@@ -163,6 +163,9 @@ class ModelConfig(Section):
         "vq: p(codes): all alike, or learned, by a transformer of the given width, depth and heads",
         choices=("uniform", "transformer"),
     )
+    regions: int = declare(
+        0, "classes of pixels, background counted, that a head on the encoder tells apart; 0: no head", low=0, high=255
+    )
     conditional: bool = declare(False, "tell the model the label, so that images can be made by label; of vq, the prior")
     activation: str = declare("silu", "nonlinearity between layers", choices=ACTIVATIONS)
     norm: str = declare(
@@ -194,6 +197,17 @@ class ModelConfig(Section):
             raise ConfigError(f"model.width={self.width}: expected a multiple of model.heads={self.heads}, such as {nearest}.")
 
         self._check_family()
+
+        if self.regions and (self.family != "vae" or self.network not in ("cnn", "resnet") or self.conditional):
+            raise ConfigError(
+                f"model.regions={self.regions}: a head stands on the features of an encoder of convolutions. Choose "
+                "model.family='vae', model.network='cnn' or 'resnet', model.conditional=False; or model.regions=0."
+            )
+        if self.regions == 1 or (self.regions and self.posterior != "gaussian"):
+            raise ConfigError(
+                f"model.regions={self.regions}: expected at least 2, the background and a class, with "
+                "model.posterior='gaussian'; or 0."
+            )
 
     def _check_family(self) -> None:
         """What goes with which family."""
@@ -250,8 +264,8 @@ class ObjectiveConfig(Section):
     prefix = "objective."
     name: str = declare(
         "elbo",
-        "evidence lower bound; importance-weighted bound; vq's, with a moving codebook; or adversarial",
-        choices=("elbo", "iwae", "vq", "vae_gan"),
+        "evidence lower bound; importance-weighted bound; vq's, with a moving codebook; adversarial; cross-entropy and Dice",
+        choices=("elbo", "iwae", "vq", "vae_gan", "segmentation"),
     )
     samples: int = declare(1, "draws from the posterior an image and step", low=1, high=10_000)
     gradient: str = declare(
@@ -291,10 +305,10 @@ class ObjectiveConfig(Section):
                 f"objective.free_bits={self.free_bits}: is of the evidence lower bound, and the objective is {self.name!r}. "
                 'Choose objective.free_bits=0, or objective.name="elbo".'
             )
-        if self.parts > 1 and (self.name not in ("elbo", "iwae") or self.free_bits):
+        if self.parts > 1 and (self.name not in ("elbo", "iwae", "segmentation") or self.free_bits):
             why = "free bits are of a whole batch" if self.free_bits else f"{self.name!r} takes a batch whole"
             raise ConfigError(f"objective.parts={self.parts}: {why}. Choose objective.parts=1.")
-        if self.name in ("vq", "vae_gan") and self.samples != 1:
+        if self.name in ("vq", "vae_gan", "segmentation") and self.samples != 1:
             raise ConfigError(f"objective.samples={self.samples}: {self.name!r} takes one draw. Choose objective.samples=1.")
         if self.name != "iwae" and self.gradient != "reparameterized":
             raise ConfigError(
@@ -490,6 +504,11 @@ class Config(Section):
                         f"objective.gradient='doubly_reparameterized' contradicts model.{name}={found!r}, which has no such "
                         f"estimator here. Choose objective.gradient='reparameterized', or model.{name}={value!r}."
                     )
+        if (objective.name == "segmentation") != bool(model.regions):
+            raise ConfigError(
+                f"objective.name={objective.name!r} contradicts model.regions={model.regions}: classes of pixels, at least 2, "
+                'go with objective.name="segmentation", and with no other. Set both, or neither.'
+            )
         if objective.name == "vq" and model.family != "vq":
             raise ConfigError(
                 f"objective.name='vq': is of model.family='vq', and it is {model.family!r}. Choose objective.name='elbo'."

@@ -164,7 +164,7 @@ def _loop(
                 speed = len(read) * batch_size / (time.perf_counter() - since)
                 rate = float(learning_rate(number - int(means.get("skipped", 0))))  # skipped steps do not count in the schedule
                 journal.write(number, "train", means | {"learning_rate": rate, "images_per_second": speed})
-                words = " ".join(f"{name} {means[name]:.1f}" for name in ("loss", "rate", "distortion", *report.gauges))
+                words = " ".join(f"{name} {means[name]:.4g}" for name in ("loss", *report.terms, *report.gauges))
                 show(number, f"{speed:.0f} images/s {words}")
                 read, since = [], time.perf_counter()
             metrics = _validate(run, evaluate, state.ema, interruption) if validate and not stop else {}

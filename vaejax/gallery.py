@@ -1,11 +1,18 @@
 """What a trained run can show, as files: a PNG grid to look at and an NPZ of the same images to work with."""
 
+import io
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from vaejax import experiment, report, samplers
+from vaejax import experiment, latents, report, runs, samplers, segmentation
+from vaejax.applications import embedding
 from vaejax.errors import DataError
+from vaejax.models import Latents, Params
 from vaejax.runs import Run
 
 COLUMNS = 10
@@ -51,6 +58,134 @@ def interpolate(run: Run, output: epath.Path, best: bool, split: str, n: int, se
     report.save(output, "interpolations", lines, {"images": lines, "index": index.reshape(2, n).T})
 
 
+def embed(run: Run, output: epath.Path, best: bool, split: str, plane: str) -> dict[str, Any]:
+    """Writes what `applications.embedding.embed` gives for a split: latents.csv and .parquet, map.png, and embedding.json.
+
+    The table has `index`, `label` and `patient` where known, and a column a number. The map shows at most
+    `report.MAP_POINTS` images. Where images have labels and the model is not told them, embedding.json has what probes for
+    the label are worth on test images (see `applications.probes.measure`), and else why not; it is returned.
+    """
+    trained, names = experiment.restore(run, best), run.data.label_names
+    seen = latents.of_split(run, trained.params, split)
+    _write_table(output, seen, embedding.names(run.model, trained.params), names)
+    shown = np.unique(np.linspace(0, len(seen.rows) - 1, min(report.MAP_POINTS, len(seen.rows))).astype(int))
+    points = latents.plane(seen.rows[shown], plane)
+    report.save_picture(output, "map", report.latent_map(points, None if seen.labels is None else seen.labels[shown], names))
+    result = {"split": split, "step": trained.step, "n": len(seen.rows), "numbers": seen.rows.shape[1]}
+    if not names:
+        result["undefined"] = {"probes": "the images have no labels"}
+    elif run.model.classes:
+        result["undefined"] = {"probes": "the model is told the label, which its latents therefore need not hold"}
+    else:
+        result["probes"] = latents.measured(run, trained.params)
+    runs.write_json(output / "embedding.json", result)
+    return result
+
+
+def explain(
+    run: Run, output: epath.Path, best: bool, split: str, ends: tuple[str, str], n: int, steps: int, seed: int
+) -> list[float]:
+    """Writes explanation.png and .npz: images of one label moved towards another, and what changes.
+
+    The direction is the difference of the mean latents of the training images of the two labels; the last of `steps` images
+    is moved by all of it. A row of the picture is an image and its walk from its reconstruction on; the row below, what
+    differs from that reconstruction (red: brighter, blue: darker). The file has `images` [n], `walk` and `differences`
+    [n, steps], `index` [n], `amounts` [steps], and `probability` [n, steps]: of the second of the two labels, by the linear
+    probe.
+
+    Returns:
+        The mean probability at every step.
+
+    Raises:
+        DataError: no such label, or too few images of the first.
+        FamilyError: see `applications.embedding.walk`.
+    """
+    first, second = (_label(run, end, name) for end, name in zip(ends, ("--from", "--to"), strict=True))
+    params = experiment.restore(run, best).params
+    direction = _direction(run, params, first, second)
+    index = _of_label(run, split, first, n, seed)
+    batch, amounts = experiment.rows(run, split, index), np.linspace(0.0, 1.0, steps, dtype=np.float32)
+    walk, rows = jax.jit(lambda images: embedding.walk(run.model, params, images, direction, jnp.asarray(amounts)))(
+        batch["image"]
+    )
+    probe = latents.fitted_probes(run, params, ("linear",))["linear"]
+    chances = probe.probabilities(np.asarray(rows).reshape(n * steps, -1)).reshape(n, steps, -1)
+    probability = chances[..., second] / (chances[..., first] + chances[..., second])
+    images, walk = np.asarray(batch["image"]), np.asarray(walk)
+    changes = walk - walk[:, :1]
+    full = float(np.abs(changes).max())
+    above = np.concatenate([images[:, np.newaxis], walk], axis=1)
+    below = np.concatenate([np.zeros_like(images)[:, np.newaxis], changes], axis=1)
+    picture = np.stack([report.rgb(above), report.differences(below, full)], axis=1).reshape(
+        2 * n, steps + 1, *images.shape[1:3], 3
+    )
+    arrays = {"images": images, "walk": walk, "differences": changes, "index": index, "amounts": amounts}
+    report.save(output, "explanation", picture, arrays | {"probability": probability})
+    return [float(value) for value in probability.mean(axis=0)]
+
+
+def segment(run: Run, output: epath.Path, best: bool, split: str, n: int, seed: int) -> dict[str, Any]:
+    """Writes segmentation.json (see `vaejax.segmentation`), which is returned, segmentations.npz and segmentations.png.
+
+    The file has `guess` and `segmentation` (as drawn) [images, h, w] of the whole split; the picture `n` images, below each the
+    classes as drawn, and as guessed.
+
+    Raises:
+        FamilyError: the run is no segmenter.
+        DataError: `n` is more than there are.
+    """
+    segmentation.require(run)
+    trained = experiment.restore(run, best)
+    drawn, index = segmentation.masks(run, trained.params, split), np.sort(_choose(run, split, n, seed))
+    result = {"split": split, "step": trained.step} | segmentation.measure(drawn, run.config.model.regions)
+    images = np.asarray(experiment.rows(run, split, index)["image"])
+    rows = [report.rgb(images), *(report.coloured(images, classes[index]) for classes in (drawn.true, drawn.guess))]
+    arrays = {"guess": drawn.guess.astype(np.uint8), "segmentation": drawn.true.astype(np.uint8)}
+    report.save(output, "segmentations", np.stack(rows), arrays)
+    runs.write_json(output / "segmentation.json", result)
+    return result
+
+
+def _direction(run: Run, params: Params, first: int, second: int) -> Latents:
+    """From the mean latents of the training images of one label to those of another."""
+    add = jax.jit(lambda images, weights: embedding.sums(run.model, params, images, weights))
+    ends, total, counts = np.array([first, second]), None, np.zeros(2)
+    for batch in experiment.evaluation_batches(run, "train", min(run.config.evaluation.batch_size, run.data.splits["train"].n)):
+        weights = np.float32((batch["label"][:, np.newaxis] == ends) & batch["mask"][:, np.newaxis])
+        found, counts = add(batch["image"], weights), counts + weights.sum(axis=0)
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
+    return jax.tree.map(lambda leaf: leaf[1] / counts[1] - leaf[0] / counts[0], total)
+
+
+def _of_label(run: Run, split: str, label: int, n: int, seed: int) -> Int[np.ndarray, " n"]:
+    """The indices of `n` different images of a label."""
+    every = np.arange(run.data.splits[split].n)
+    labels = np.concatenate(
+        [run.data.splits[split].read(part)["label"] for part in np.array_split(every, len(every) // 1_000 + 1)]
+    )
+    found = np.flatnonzero(labels == label)
+    if n > len(found):
+        raise DataError(f"--n: {n} images of the label are needed, and the split {split!r} has {len(found)}. Ask for fewer.")
+    return np.random.default_rng(seed).choice(found, n, replace=False)
+
+
+def _write_table(output: epath.Path, seen: latents.Rows, columns: list[str], names: tuple[str, ...] | None) -> None:
+    import pyarrow as pa  # slow to import
+    from pyarrow import csv, parquet
+
+    known: dict[str, Any] = {"index": seen.numbers.astype(np.int32)}
+    if seen.labels is not None and names:
+        known["label"] = [names[label] for label in seen.labels]
+    if seen.patients is not None:
+        known["patient"] = seen.patients
+    table = pa.table(known | dict(zip(columns, seen.rows.T, strict=True)))
+    output.mkdir(parents=True, exist_ok=True)
+    for suffix, write in (("csv", csv.write_csv), ("parquet", parquet.write_table)):
+        buffer = io.BytesIO()
+        write(table, buffer)
+        runs.write_bytes(output / f"latents.{suffix}", buffer.getvalue())
+
+
 def _choose(run: Run, split: str, n: int, seed: int) -> Int[np.ndarray, " n"]:
     """The indices of `n` different images of a split."""
     size = run.data.splits[split].n
@@ -66,7 +201,13 @@ def _labels(run: Run, label: str | None, n: int) -> Int[np.ndarray, " n"] | None
         return None
     if label is None:
         return np.arange(n) % run.model.classes
+    return np.full(n, _label(run, label, "--label"))
+
+
+def _label(run: Run, label: str, argument: str) -> int:
+    """The number of a label."""
     names = run.data.label_names or ()
     if label not in names:
-        raise DataError(f"--label={label}: expected one of {', '.join(names)}.")
-    return np.full(n, names.index(label))
+        expected = f"expected one of {', '.join(names)}" if names else "the images have no labels"
+        raise DataError(f"{argument}={label}: {expected}.")
+    return names.index(label)

@@ -17,14 +17,13 @@ from etils import epath
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.decomposition import PCA
 
 from vaejax import config as configuration
-from vaejax import experiment, hosts, journal, keys, runs
+from vaejax import experiment, hosts, journal, keys, latents, runs
 from vaejax.applications import generation, reconstruction
 from vaejax.batches import Batch
 from vaejax.datasets import Split
-from vaejax.models import Model, condition_of, flat
+from vaejax.models import Model, condition_of
 from vaejax.runs import Run
 
 PICTURE_SIDE = 64
@@ -91,11 +90,33 @@ def grid(images: Float[np.ndarray, "r c h w ch"]) -> Image.Image:
 
 def save(directory: epath.Path, name: str, images: Float[np.ndarray, "r c h w ch"], arrays: dict[str, np.ndarray]) -> None:
     """Writes a grid of images as NAME.png, and arrays as NAME.npz."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / f"{name}.png").write_bytes(_png(grid(images)))
+    save_picture(directory, name, grid(images))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     (directory / f"{name}.npz").write_bytes(buffer.getvalue())
+
+
+def rgb(images: Float[np.ndarray, "*n h w c"]) -> Float[np.ndarray, "*n h w 3"]:
+    """Grey images (and theirs with transparency) in three equal channels, colour images as they are, to stand beside others."""
+    return images[..., :3] if images.shape[-1] > 2 else images[..., :1].repeat(3, axis=-1)
+
+
+def differences(changes: Float[np.ndarray, "*n h w c"], full: float) -> Float[np.ndarray, "*n h w 3"]:
+    """Changes of images in colour, a mean over channels: white for none, red for brighter, blue for darker by `full`."""
+    share = np.clip(changes.mean(axis=-1) / max(full, 1e-12), -1.0, 1.0)
+    return matplotlib.colormaps["RdBu_r"](0.5 + 0.5 * share)[..., :3]
+
+
+def coloured(images: Float[np.ndarray, "n h w c"], classes: Int[np.ndarray, "n h w"]) -> Float[np.ndarray, "n h w 3"]:
+    """Images with a colour over every pixel of a class, but 0."""
+    over = matplotlib.colormaps["tab10"]((classes - 1) % 10)[..., :3]
+    return np.where((classes > 0)[..., np.newaxis], 0.5 * rgb(images) + 0.5 * over, rgb(images))
+
+
+def save_picture(directory: epath.Path, name: str, picture: Image.Image | Figure) -> None:
+    """Writes a picture as NAME.png."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{name}.png").write_bytes(_png(picture))
 
 
 def pairs(above: Float[np.ndarray, "n h w c"], below: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "r c h w ch"]:
@@ -248,29 +269,24 @@ def _gauges(run: Run) -> list[tuple[str, str, Figure]]:
     return [("Beside the ELBO", "Further terms of the loss, and what is counted.", figure)]
 
 
-def _latent_map(run: Run, params: Any) -> Figure:
-    split = run.data.splits["test"]
-    means, labels = [], []
-    encode = jax.jit(lambda images, condition: reconstruction.encode(run.model, params, images, condition))
-    for batch in experiment.evaluation_batches(run, "test", min(250, split.n)):
-        means.append(np.asarray(flat(encode(batch["image"], condition_of(run.model, batch))))[batch["mask"]])
-        labels.append(np.asarray(batch["label"])[batch["mask"]] if "label" in batch else np.zeros(batch["mask"].sum(), int))
-        if sum(map(len, means)) >= MAP_POINTS:
-            break
-    points, names = np.concatenate(means), run.data.label_names
-    label = np.concatenate(labels)
-    if points.shape[1] > 2:
-        points = PCA(2, random_state=0).fit_transform(points)
+def latent_map(points: Float[np.ndarray, "n 2"], labels: Int[np.ndarray, " n"] | None, names: tuple[str, ...] | None) -> Figure:
+    """Points of a plane, coloured by label where there are labels."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
-    for number in np.unique(label):
-        chosen = points[label == number]
+    labels = np.zeros(len(points), int) if labels is None else labels
+    for number in np.unique(labels):
+        chosen = points[labels == number]
         name = names[number] if names else None
         axes.scatter(chosen[:, 0], chosen[:, -1], s=6, color=matplotlib.colormaps["tab20"](int(number) % 20), label=name)
     if names:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3, title="label")
     axes.set(xlabel="first direction", ylabel="second direction")
     return figure
+
+
+def _latent_map(run: Run, params: Any) -> Figure:
+    seen = latents.of_split(run, params, "test", MAP_POINTS)
+    return latent_map(latents.plane(seen.rows), seen.labels, run.data.label_names)
 
 
 def _public_config(run: Run) -> str:

@@ -18,6 +18,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 
 from vaejax import config as configuration
@@ -140,6 +141,11 @@ def _open(path: epath.Path, config: Config) -> Run:
             "Restore them, or train into another --workdir."
         )
     model = models.build(config.model, data.image_shape, len(data.label_names) if data.label_names else None)
+    if model.segment and "segmentation" not in data.splits["train"].read(np.zeros(1, int)):
+        raise DataError(
+            f"data.masks={config.data.masks!r}: model.regions={config.model.regions} needs masks to learn from, and the images "
+            "have none. Name the folder that they are in."
+        )
     if data.white != 1.0 and model.levels is not None and model.levels > data.white + 1:
         raise DataError(
             f"model.levels={config.model.levels}: the images have {data.white + 1:g} levels; expected at most those."

@@ -21,7 +21,7 @@ from vaejax.config import Config, ObjectiveConfig
 from vaejax.errors import TrainingError
 from vaejax.keys import of_examples, stream
 from vaejax.models import Model, Params, condition_of
-from vaejax.objectives import Objective, Terms, masked_mean, validation_terms
+from vaejax.objectives import Objective, Terms, masked_mean, segmentation_terms, validation_terms
 
 
 class TrainState(NamedTuple):
@@ -106,9 +106,15 @@ def train_step(objective: Objective, ema_decay: float) -> TrainStep:
 
 
 def eval_step(model: Model, config: ObjectiveConfig) -> EvalStep:
-    """A jitted function (params, batch, key) -> `objectives.validation_terms`; draws depend on (key, index) alone."""
+    """A jitted function (params, batch, key) -> `objectives.validation_terms`; draws depend on (key, index) alone.
+
+    Of a segmenter it is `objectives.segmentation_terms`, and their sum under "loss".
+    """
 
     def step(params: Params, batch: Batch, key: Key[Array, ""]) -> Terms:
+        if model.segment is not None:
+            terms = segmentation_terms(model.segment(params, batch["image"]), batch["segmentation"])
+            return {"loss": jnp.stack(list(terms.values())).sum(axis=0)} | terms
         example_keys, condition = of_examples(key, batch["index"]), condition_of(model, batch)
         inference = model.infer(params, batch["image"], example_keys, config.samples, condition)
         return validation_terms(inference, batch["image"], config)

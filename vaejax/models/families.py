@@ -4,6 +4,7 @@ from vaejax.config import ModelConfig
 from vaejax.errors import ConfigError
 from vaejax.models.hierarchical import hierarchical
 from vaejax.models.model import Model
+from vaejax.models.segmenter import segmenter
 from vaejax.models.vae import vae
 from vaejax.models.vq import vq
 
@@ -24,4 +25,6 @@ def build(config: ModelConfig, image_shape: tuple[int, int, int], classes: int |
     """
     if config.conditional and not classes:
         raise ConfigError("model.conditional=True: needs labels, and the images have none. Choose model.conditional=False.")
+    if config.regions:
+        return segmenter(config, image_shape)
     return FAMILIES[config.family](config, image_shape, classes if config.conditional else None)

@@ -17,8 +17,9 @@ from vaejax.distributions import Likelihood
 Params: TypeAlias = Any
 """A dict of pytrees of arrays; its names are the parts that `transfer.parts` and `transfer.freeze` speak of."""
 
-ENCODER, DECODER, PRIOR, CODEBOOK, LOG_SCALE = "encoder", "decoder", "prior", "codebook", "log_scale"
-"""Parts of the parameters: of the posterior alone; of the likelihood; of a learned prior; of VQ; of a shared scale."""
+ENCODER, DECODER, PRIOR, CODEBOOK, LOG_SCALE, HEAD = "encoder", "decoder", "prior", "codebook", "log_scale", "head"
+"""Parts of the parameters: of the posterior alone; of the likelihood; of a learned prior; of VQ; of a shared scale; of a
+segmenter."""
 
 Latents: TypeAlias = Any
 """A pytree of arrays: one array, or one a level."""
@@ -68,6 +69,8 @@ class Model(NamedTuple):
     """Numbers in the latents where they are one vector of reals; None for levels and for codes."""
     random: bool = True
     """False where the posterior is a point: one draw says all, and the importance-sampled likelihood is the bound."""
+    segment: Callable[[Params, Float[Array, "b h w c"]], Float[Array, "b h w regions"]] | None = None
+    """(params, images) -> logits of every pixel's classes, of a segmenter, whose other functions refuse; else None."""
 
 
 def condition_of(model: Model, batch: Batch) -> Condition:

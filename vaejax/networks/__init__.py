@@ -2,10 +2,11 @@
 
 from vaejax.networks.build import Network, apply, decoder, encoder, init
 from vaejax.networks.classifier import Classifier
-from vaejax.networks.cnn import GridDecoder, GridEncoder, sizes_of
+from vaejax.networks.cnn import FeatureEncoder, GridDecoder, GridEncoder, sizes_of
 from vaejax.networks.discriminator import Discriminator
 from vaejax.networks.flow import Flow
 from vaejax.networks.hierarchy import BottomUp, Finer, Merge, PosteriorHead, PriorHead, ToImage
+from vaejax.networks.segmentation import SegmentationHead
 from vaejax.networks.transformer import CodeReader
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Classifier",
     "CodeReader",
     "Discriminator",
+    "FeatureEncoder",
     "Finer",
     "Flow",
     "GridDecoder",
@@ -21,6 +23,7 @@ __all__ = [
     "Network",
     "PosteriorHead",
     "PriorHead",
+    "SegmentationHead",
     "ToImage",
     "apply",
     "decoder",

@@ -1,6 +1,7 @@
 """Convolutional encoder and decoder, plain or residual: the image is halved once a width, any height and width."""
 
 import math
+from typing import TypeAlias
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -8,6 +9,9 @@ from jaxtyping import Array, Float
 from vaejax.config import ModelConfig
 from vaejax.networks.convolutions import Convolution, Subpixel, Upsampling
 from vaejax.networks.layers import activated, hidden, wide
+
+Features: TypeAlias = tuple[Float[Array, "b h2 w2 d"], ...]
+"""One array a halving, from the image inwards."""
 
 
 class CNNEncoder(nn.Module):
@@ -19,9 +23,19 @@ class CNNEncoder(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b outputs"]:
         """Maps `[b, h, w, c]` to `[b, outputs]`, float32."""
-        x = _down(self.config, images)
-        x = hidden(self.config, x.reshape(x.shape[0], -1), self.config.hidden)
-        return wide(nn.Dense(self.outputs, dtype=self.config.dtype)(x))
+        return _encoded(self.config, self.outputs, images)[0]
+
+
+class FeatureEncoder(nn.Module):
+    """`CNNEncoder` with the same weights, that also tells its features at every size."""
+
+    config: ModelConfig
+    outputs: int
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"]) -> tuple[Float[Array, "b outputs"], Features]:
+        """Maps `[b, h, w, c]` to `[b, outputs]`, float32, and one `[b, *size, features]` a halving, from the image inwards."""
+        return _encoded(self.config, self.outputs, images)
 
 
 class CNNDecoder(nn.Module):
@@ -48,7 +62,7 @@ class GridEncoder(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 outputs"]:
         """Maps `[b, h, w, c]` to `[b, *sizes_of(config, image_shape)[-1], outputs]`, float32."""
-        return wide(nn.Dense(self.outputs, dtype=self.config.dtype)(_down(self.config, images)))
+        return wide(nn.Dense(self.outputs, dtype=self.config.dtype)(_down(self.config, images)[-1]))
 
 
 class GridDecoder(nn.Module):
@@ -70,13 +84,21 @@ def sizes_of(config: ModelConfig, image_shape: tuple[int, ...]) -> list[tuple[in
     return [(-(-image_shape[0] // 2**n), -(-image_shape[1] // 2**n)) for n in halvings]
 
 
-def _down(config: ModelConfig, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    """Strided 3x3 convolutions, each followed by residual blocks."""
+def _encoded(config: ModelConfig, outputs: int, images: Float[Array, "b h w c"]) -> tuple[Float[Array, "b outputs"], Features]:
+    found = _down(config, images)
+    x = hidden(config, found[-1].reshape(len(images), -1), config.hidden)
+    return wide(nn.Dense(outputs, dtype=config.dtype)(x)), found
+
+
+def _down(config: ModelConfig, x: Float[Array, "b h w c"]) -> Features:
+    """Strided 3x3 convolutions, each followed by residual blocks: the features after each, from the image inwards."""
+    found = []
     for width in config.features:
         x = activated(config, Convolution(width, stride=2, dtype=config.dtype)(x))
         for _ in range(_blocks(config)):
             x = _residual(config, x)
-    return x
+        found.append(x)
+    return tuple(found)
 
 
 def _up(config: ModelConfig, x: Float[Array, "b h2 w2 d"], image_shape: tuple[int, int, int]) -> Float[Array, "b h w c"]:

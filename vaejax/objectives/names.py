@@ -11,8 +11,9 @@ from vaejax.objectives.evidence import elbo
 from vaejax.objectives.importance import iwae, log_mean_exp
 from vaejax.objectives.objective import Objective, Terms, elbo_terms
 from vaejax.objectives.quantized import vq
+from vaejax.objectives.segmentation import segmentation
 
-OBJECTIVES = {"elbo": elbo, "iwae": iwae, "vq": vq, "vae_gan": vae_gan}
+OBJECTIVES = {"elbo": elbo, "iwae": iwae, "vq": vq, "vae_gan": vae_gan, "segmentation": segmentation}
 """The choices of `objective.name`."""
 
 
