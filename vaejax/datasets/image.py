@@ -29,6 +29,7 @@ def decode(path: Path) -> Num[np.ndarray, "H W C"]:
         if not data:
             raise DataError("an empty file")
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged EXIF is no reason
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
                 return _pixels(image)
