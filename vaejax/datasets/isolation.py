@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -61,9 +62,10 @@ def isolated(limits: Limits, function: Callable[..., Answer], *arguments: Any) -
         Exceeded: it took more than `limits`, or the process died.
         Exception: what `function` raises.
     """
-    child = _running.get(limits)
+    key = (threading.get_ident(), limits)  # a thread waits for its own answers alone
+    child = _running.get(key)
     if child is None or not child.process.is_alive():
-        child = _running[limits] = _started(limits)
+        child = _running[key] = _started(limits)
     try:
         child.connection.send((function, arguments))
         answer = child.connection.recv()
@@ -80,7 +82,7 @@ class _Child(NamedTuple):
     connection: Connection
 
 
-_running: dict[Limits, _Child] = {}
+_running: dict[tuple[int, Limits], _Child] = {}
 
 
 def _started(limits: Limits) -> _Child:

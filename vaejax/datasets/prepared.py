@@ -112,6 +112,8 @@ def _alone(work: Path) -> Iterator[Path]:
     try:
         yield work
         shutil.rmtree(work)
+    except workers.Lost:
+        raise  # no error of the images: it is an interruption
     except Exception:
         shutil.rmtree(work, ignore_errors=True)
         raise

@@ -81,10 +81,11 @@ class _Slices:
 
     def __call__(self, i: int) -> Num[np.ndarray, "H W C"]:
         volume, place = self._chosen[i]
-        if self._held is None or self._held[0] is not volume:
-            self._held = None  # before the next is read: two may be too much
-            self._held = volume, volume.slices()
-        return self._held[1][place]
+        held = self._held
+        if held is None or held[0] is not volume:
+            held = self._held = None  # before the next is read: two may be too much
+            held = self._held = (volume, volume.slices())
+        return held[1][place]
 
 
 def _examples(volumes: list[Volume], config: DataConfig) -> Examples:
@@ -113,13 +114,12 @@ def _places(least: float, volume: Volume) -> tuple[list[int], str]:
 
 
 def _volumes(files: list[tuple[str, Path]], config: DataConfig) -> list[Volume]:
-    whole = [(name, path) for name, path in files if name.lower().endswith((".nii", ".nii.gz"))]
+    whole = [file for file in files if _is_nifti(file[0])]
+    parts = [file for file in files if not _is_nifti(file[0])]
     found = [Volume((name,), name, functools.partial(_of_nifti, path, config)) for name, path in whole]
     series: dict[str, list[tuple[str, Path, str | None]]] = {}
-    parts = sorted(set(files) - set(whole))
-    for (name, path), (own, patient) in zip(
-        parts, workers.each(functools.partial(_grouping, config), parts, config.workers), strict=True
-    ):
+    groupings = workers.each(functools.partial(_grouping, config), parts, config.workers)
+    for (name, path), (own, patient) in zip(parts, groupings, strict=True):
         series.setdefault(own, []).append((name, path, patient))
     for own, members in series.items():
         names, paths, patients = zip(*members, strict=True)
@@ -130,6 +130,10 @@ def _volumes(files: list[tuple[str, Path]], config: DataConfig) -> list[Volume]:
             )
         found.append(Volume(names, known[0] if known else own, functools.partial(_of_series, paths, config)))
     return sorted(found, key=lambda volume: volume.paths)
+
+
+def _is_nifti(name: str) -> bool:
+    return name.lower().endswith((".nii", ".nii.gz"))
 
 
 def _grouping(config: DataConfig, file: tuple[str, Path]) -> tuple[str, str | None]:

@@ -16,6 +16,11 @@ from vaejax.errors import DataError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+
+class Lost(DataError):
+    """A process was killed from outside; what was done before is done."""
+
+
 _AHEAD = 4  # items a process that may wait: enough to keep it busy, and few enough to keep memory flat
 
 
@@ -30,7 +35,7 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], workers: int
     not forks of this one, whose threads they would not have; and they end when this process does, however it ends.
 
     Raises:
-        DataError: a process was killed.
+        Lost: a process was killed.
         Exception: what `function` raises first, in the order of items.
     """
     workers = min(workers or os.cpu_count() or 1, len(items))
@@ -49,7 +54,7 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], workers: int
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise DataError(
+            raise Lost(
                 f"one of {workers} worker processes was killed, perhaps for want of memory. The same command goes on from what "
                 f"is done; choose fewer data.workers than {workers} if it happens again."
             ) from error
