@@ -118,8 +118,16 @@ def of_nifti(folder: Path | None) -> list[Origin]:
     plain = [each.to_bytes() for each in images]
     plain += [gzip.decompress(content) for content in found(folder, "*.nii.gz")] + found(folder, "*.nii")
     plain = [content for content in plain if len(content) < 4 * LARGEST]
-    packed = [Origin(gzip.compress(content, mtime=0)) for content in plain]
-    return [Origin(content) for content in plain] + [Origin(content, gzip.compress) for content in plain] + packed
+    return [
+        *map(Origin, plain),
+        *(Origin(content, packed) for content in plain),
+        *(Origin(packed(content)) for content in plain),
+    ]
+
+
+def packed(content: bytes) -> bytes:
+    """Compressed; the same for the same content."""
+    return gzip.compress(content, mtime=0)
 
 
 def of_png(folder: Path | None) -> list[Origin]:
@@ -181,8 +189,9 @@ class Within(NamedTuple):
         """The file."""
         content = io.BytesIO()
         with zipfile.ZipFile(content, "w") as file:
-            file.writestr("train_images.npy", self.images) if self.name != "train_images" else None
-            file.writestr(f"{self.name}.npy", member)
+            members = {"train_images": self.images, self.name: member}
+            for name, value in members.items():
+                file.writestr(zipfile.ZipInfo(f"{name}.npy"), value)
         return content.getvalue()
 
 

@@ -187,7 +187,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, small, seed
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    kept = {path.parent.name for path in cache.glob(".preparing-*/*/record.json")}
+    time.sleep(0.5)  # until its workers have ended, too
+    kept = {path.parent.name for path in cache.glob(".preparing-*/*-*/record.json")}
     assert kept
     drive = Stop(999)
     load(DataConfig(**{**vars(config(str(tmp_path / "images"))), "workers": 1}), cache, drive)

@@ -5,18 +5,18 @@ It is no prison for a decoder that was taken over: that process may still read a
 """
 
 import functools
-import multiprocessing
 import os
 import resource
 import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from vaejax.config import DataConfig
+from vaejax.datasets import workers
 from vaejax.errors import DataError
 
 Arguments = ParamSpec("Arguments")
@@ -78,7 +78,7 @@ def isolated(limits: Limits, function: Callable[..., Answer], *arguments: Any) -
 
 
 class _Child(NamedTuple):
-    process: SpawnProcess
+    process: ForkServerProcess
     connection: Connection
 
 
@@ -86,9 +86,8 @@ _running: dict[tuple[int, Limits], _Child] = {}
 
 
 def _started(limits: Limits) -> _Child:
-    context = multiprocessing.get_context("spawn")  # a fork would take this process's memory and locks along
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, limits), daemon=True)
+    ours, theirs = workers.context().Pipe()
+    process = workers.context().Process(target=_serve, args=(theirs, limits), daemon=True)
     process.start()
     theirs.close()  # so that the end of the process is the end of the pipe
     return _Child(process, ours)

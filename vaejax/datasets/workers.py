@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import functools
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
 from vaejax.errors import DataError
@@ -28,6 +30,14 @@ Driver = Callable[[Callable[[Any], None], Sequence[Any], int], Iterator[None]]
 """How a function is called for many items: `each`, or `vaejax.datasets.beam.each`."""
 
 
+@functools.cache
+def context() -> ForkServerContext:
+    """What starts new processes: quickly, from one that has imported this package, and nothing else of this process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__package__])
+    return context
+
+
 def each(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
     """`function` of every item, in `workers` processes (0: one a processor); 1: in this one, like `map`.
 
@@ -42,10 +52,9 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], workers: int
     if workers <= 1:
         yield from map(function, items)
         return
-    context = multiprocessing.get_context("spawn")
-    theirs, ours = context.Pipe(duplex=False)
+    theirs, ours = context().Pipe(duplex=False)
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _begin, (theirs, function)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context(), _begin, (theirs, function)) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(_call, item))
