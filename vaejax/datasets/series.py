@@ -17,11 +17,8 @@ from pydicom.sequence import Sequence
 from pydicom.valuerep import DSfloat
 
 from vaejax.datasets import dicom
-from vaejax.datasets.source import decoding
+from vaejax.datasets.source import NOTICE, decoding
 from vaejax.errors import DataError
-
-NOTICE = "derived, not for diagnosis"
-"""What every result says of itself."""
 
 _IRREGULAR = 0.01  # share by which the gaps between slices may differ
 _KEPT = (uid.CTImageStorage, uid.MRImageStorage)  # classes that results of theirs fit in; others become secondary captures
