@@ -4,6 +4,7 @@ import json
 import stat
 from pathlib import Path
 
+import jax
 import nibabel
 import numpy as np
 import pydicom
@@ -12,10 +13,12 @@ from PIL import Image
 from pydicom import uid
 from volumes_test import save_dicom, save_nifti
 
-from vaejax import studies
-from vaejax.config import DataConfig
+from vaejax import checkpoints, cli, experiment, report, runs, studies, training
+from vaejax.applications import reconstruction
+from vaejax.config import DataConfig, from_dict
 from vaejax.datasets import DataSet, geometry, load
 from vaejax.errors import DataError
+from vaejax.runs import Run
 from vaejax.studies import Study
 
 AXES = ["RAS", "LPS", "ASL", "SPR", "PIL"]
@@ -63,7 +66,7 @@ def there(study: Study, mask: np.ndarray, slices) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"slice_axis": 0, "resize": "crop"}, {"spacing": (1.0, 0.7)}, {"block": 3}, {"spacing": (2, 1, 1.5), "block": 2},
+    [{}, {"slice_axis": 0, "resize": "crop"}, {"spacing": (1.0, 0.7)}, {"block": 3}, {"spacing": (2, 1, 1.5), "block": 5},
      {"window": (50, 80), "resize": "stretch"}, {"normalize": "dataset"}],
     ids=str,
 )  # fmt: skip
@@ -346,6 +349,61 @@ def test_the_list_of_paths_is_its_owners_alone(tmp_path):
     file = studies.write_index(tmp_path, {"abc": ["JaneRoe.nii"]})
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert json.loads(file.read_text()) == {"abc": ["JaneRoe.nii"]}
+
+
+# --- of a run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    """On blocks of three slices, with its first weights."""
+    folder, rng = tmp_path_factory.mktemp("run"), np.random.default_rng(0)
+    for number in range(4):
+        save_nifti(folder / "in" / f"{number}.nii", rng.normal(size=(10, 12, 4)).astype(np.float32))
+    values = {
+        "data": {"name": "volumes", "path": str(folder / "in"), "image_size": (8, 8), "block": 3, "window": (0, 4)},
+        "model": {"network": "mlp", "hidden": (4,), "latent_size": 2},
+        "evaluation": {"batch_size": 3},
+    }
+    run = runs.create(str(folder / "run"), from_dict(values))
+    state = training.init(run.model, training.objective_of(run.model, run.config), jax.random.key(0))
+    with checkpoints.Writer(run.checkpoints, run.fingerprint) as writer:
+        writer.save(1, state, {"loss": 1.0})
+    return run
+
+
+def test_a_run_reconstructs_a_folder_in_the_geometry_of_its_files(run, series, tmp_path, capsys):
+    affine = oblique("PIL", (2, 1, 1))
+    save_nifti(series / "JaneRoe.nii.gz", np.random.default_rng(1).normal(size=(9, 8, 7)).astype(np.float32), affine)
+    arguments = ["reconstruct", str(run.directory), f"--input={series}", f"--output={tmp_path / 'out'}"]
+    assert cli.main(arguments) == 0
+    assert "2 studies" in capsys.readouterr().out
+    index = json.loads((tmp_path / "out" / "studies.json").read_text())
+    one, other = (next(id for id, paths in index.items() if (len(paths) == 1) == single) for single in (True, False))
+    assert index[one] == ["JaneRoe.nii.gz"]
+    image = nibabel.load(tmp_path / "out" / f"{one}_reconstruction.nii.gz")
+    assert image.shape == (9, 8, 7)
+    assert np.abs(image.affine - affine).max() < MAX_AFFINE_ERROR
+    assert len(list((tmp_path / "out" / f"{other}_reconstruction").iterdir())) == 10
+    assert not [path for path in (tmp_path / "out").rglob("*") if "Jane" in path.name or b"Jane" in path.name.encode()]
+    (study,) = studies.read(series / "JaneRoe.nii.gz", run.config.data, run.data)
+    params = experiment.restore(run).params
+    expected = reconstruction.reconstruct(run.model, params, study.images)
+    expected = study.units(study.back(np.asarray(expected)))
+    np.testing.assert_allclose(image.get_fdata(), expected, atol=1e-4)
+    assert -2 <= np.nanmin(expected) < np.nanmax(expected) <= 2  # the window of the run
+
+
+def test_what_cannot_be_reconstructed_is_told_without_a_traceback(run, tmp_path, capsys):
+    (tmp_path / "a.nii").write_bytes(b"no volume")
+    for path, message in ((tmp_path / "none", "found none"), (tmp_path, "a.nii: not a NIfTI file")):
+        assert cli.main(["reconstruct", str(run.directory), f"--input={path}", f"--output={tmp_path / 'out'}"]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_a_picture_of_blocks_shows_the_slice(run):
+    blocks = np.random.default_rng(0).uniform(size=(1, 2, 8, 8, 5)).astype(np.float32)
+    assert np.array_equal(report.grid(blocks), report.grid(blocks[..., 2:3]))
 
 
 # --- real studies

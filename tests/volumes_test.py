@@ -285,7 +285,7 @@ def test_a_block_has_its_slice_in_the_middle_and_neighbours_beside(three):
     examples = cut(three, block=3, window=(45, 90))
     blocks = np.stack([examples.read(i)[0, 0] for i in range(10)]) * 90
     np.testing.assert_allclose(blocks[[0, 4, 9]], [[0, 0, 10], [30, 40, 50], [80, 90, 90]], atol=1e-4)
-    assert load(config(three, block=6), three.parent / "cache").image_shape == (4, 6, 6)
+    assert load(config(three, block=7), three.parent / "cache").image_shape == (4, 6, 7)
 
 
 def test_colours_have_no_blocks(tmp_path):
@@ -311,7 +311,7 @@ def test_percentiles_of_all_volumes_are_recorded(tmp_path):
 
 def test_each_way_to_cut_has_contents_of_its_own(three):
     """And the defaults of new fields leave those of old ones, so that runs outlive them."""
-    ways = [{}, {"slice_range": (0.0, 0.9)}, {"spacing": (1, 1)}, {"spacing": (1, 2)}, {"block": 2}, {"normalize": "dataset"}]
+    ways = [{}, {"slice_range": (0.0, 0.9)}, {"spacing": (1, 1)}, {"spacing": (1, 2)}, {"block": 3}, {"normalize": "dataset"}]
     assert len({volumes.source(config(three, **way)).contents for way in ways}) == len(ways)
     assert volumes.source(config(three)).contents == volumes.source(config(three, slice_range=(0, 1), block=1)).contents
 
@@ -340,7 +340,7 @@ def test_masks_are_cut_and_turned_with_their_images(tmp_path):
             mask = examples.segmentation(i)
             assert mask.dtype == np.uint8
             np.testing.assert_allclose(examples.read(i)[..., 0] * 4, mask, atol=1e-6)
-    coarse = cut(tmp_path / "in", masks=masks, window=(2, 4), spacing=(2.0, 1.5), block=2)
+    coarse = cut(tmp_path / "in", masks=masks, window=(2, 4), spacing=(2.0, 1.5), block=3)
     assert coarse.segmentation(0).shape == coarse.read(0).shape[:2]
     assert set(np.unique(coarse.segmentation(0))) <= {0, 1}
 
@@ -394,7 +394,7 @@ def test_other_masks_are_other_contents(three, tmp_path):
     assert len(contents | {volumes.source(config(three)).contents}) == 3
 
 
-@pytest.mark.parametrize("fields", [{"slice_range": (0.5, 0.5)}, {"slice_range": (0.1,)}, {"spacing": (1.0,)}])
+@pytest.mark.parametrize("fields", [{"slice_range": (0.5, 0.5)}, {"slice_range": (0.1,)}, {"spacing": (1.0,)}, {"block": 4}])
 def test_fields_of_volumes_have_their_number_of_values(tmp_path, fields):
     from vaejax.config import from_dict
 

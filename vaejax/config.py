@@ -65,7 +65,7 @@ class DataConfig(Section):
         high=1_000.0,
     )
     block: int = declare(
-        1, "volumes: neighbouring slices in the channels, each slice in the middle of its own block", low=1, high=64
+        1, "volumes: an odd number of neighbouring slices in the channels, each in the middle of a block", low=1, high=63
     )
     normalize: str = declare(
         "volume",
@@ -434,6 +434,8 @@ class Config(Section):
             raise ConfigError(f"data.window={data.window!r}: expected (centre, width), the width at least 1.")
         if len(data.slice_range) != 2 or data.slice_range[0] >= data.slice_range[1]:
             raise ConfigError(f"data.slice_range={data.slice_range!r}: expected (first, last), such as (0.25, 0.75).")
+        if data.block % 2 == 0:
+            raise ConfigError(f"data.block={data.block!r}: expected an odd number, so that a slice has a middle to be in.")
         if data.spacing is not None and len(data.spacing) not in (2, 3):
             raise ConfigError(f"data.spacing={data.spacing!r}: expected (row, column) or (row, column, slice) in mm.")
 
