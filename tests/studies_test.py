@@ -314,6 +314,38 @@ def test_a_constant_map_and_negative_classes_can_be_written(series, tmp_path):
         study.save(tmp_path / "c", np.full((10, 24, 30), 70_000), "map")
 
 
+def test_colours_come_back_in_colour_and_other_classes_as_secondary_captures(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 4, 3)).astype(np.uint8)
+    colours = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0, "BitsAllocated": 8,
+               "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0, "SOPClassUID": uid.VLPhotographicImageStorage,
+               "Modality": "XC"}  # fmt: skip
+    save_dicom(tmp_path / "in" / "a", pixels[..., 0], PixelData=pixels.tobytes(), **colours)
+    (study,) = opened(tmp_path / "in", (6, 4, 3))
+    (file,) = study.save(tmp_path / "out", study.units(study.back(study.images)), "reconstruction")
+    result = pydicom.dcmread(file)
+    np.testing.assert_array_equal(result.pixel_array, pixels)
+    assert result.SOPClassUID == uid.SecondaryCaptureImageStorage
+    assert result.ConversionType == "WSD"
+    assert result.SourceImageSequence[0].ReferencedSOPClassUID == uid.VLPhotographicImageStorage
+
+
+def test_a_frame_of_several_is_named_in_its_reference(tmp_path):
+    frames = np.arange(3 * 20, dtype=np.int16).reshape(3, 4, 5)
+    save_dicom(tmp_path / "in" / "a", frames[0], NumberOfFrames=3, PixelData=frames.tobytes())
+    (study,) = opened(tmp_path / "in", (4, 5))
+    results = [pydicom.dcmread(file) for file in study.save(tmp_path / "out", frames, "mask")]
+    assert [result.SourceImageSequence[0].ReferencedFrameNumber for result in results] == [1, 2, 3]
+    np.testing.assert_array_equal([result.pixel_array for result in results], frames)
+    assert all("ImagePositionPatient" not in result for result in results)  # the file has but the first one's
+
+
+def test_alpha_is_no_slice(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 4, 2)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (study,) = opened(tmp_path, (6, 4, 2))
+    np.testing.assert_array_equal(study.units(study.back(study.images)), pixels)
+
+
 # --- pictures and lists
 
 

@@ -37,7 +37,7 @@ class Study(NamedTuple):
         images: prepared for the run: in [0, 1], every slice of a volume.
         axes: where the slices, rows and columns of `images` lie among the source's.
         scale: from the source's units to [0, 1].
-        colour: whether the source is in colour.
+        colour: whether the source has several channels: colours, or alpha.
         whole: the type of grey levels or colours; None for values with a unit.
         unstacked: slices [n, h, w, ...] on the grid of the source as the source's own axes: [x, y, z, ...] of a NIfTI file in
             its own order, [n, h, w, ...] of a series sorted by position, [h, w, ...] of a picture turned as its EXIF says.
@@ -177,7 +177,7 @@ def _study(volume: Volume, config: DataConfig, data: DataSet) -> Study:
         np.stack(fitted).astype(np.float32) / np.float32(image.WHITE[slices.dtype.name]),
         (axes[0], geometry.after(axes[1], rows), geometry.after(axes[2], columns)),
         scale,
-        stack.voxels.shape[-1] > 2,
+        stack.voxels.shape[-1] > 1,
         whole,
         stack.unstacked,
         _writer(stack),

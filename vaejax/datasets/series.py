@@ -37,10 +37,9 @@ _TECHNICAL: dict[
     },
     uid.SecondaryCaptureImageStorage: {},
 }
-_GEOMETRY = ("FrameOfReferenceUID", "PositionReferenceIndicator")
 _STUDY = ("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 _PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
-_READ = ["SOPClassUID", "SOPInstanceUID", "Modality", *_GEOMETRY, *_STUDY, *_PATIENT]
+_READ = ["SOPClassUID", "SOPInstanceUID", "FrameOfReferenceUID", *_STUDY, *_PATIENT]
 _READ += [keyword for keywords in _TECHNICAL.values() for keyword in keywords]
 _PADDING = 0  # the stored value of what is not known
 
@@ -131,6 +130,7 @@ def save(folder: Path, values: Shaped[np.ndarray, "n h w ..."], series: Series, 
         DataError: values that DICOM cannot hold, or a source without the identifiers that a reference needs.
     """
     stored, slope, intercept = _stored(values)
+    padded = values.dtype.kind == "f" and bool(np.isnan(values).any())
     folder.mkdir(parents=True, exist_ok=True)
     own, written = uid.generate_uid(), []
     for i in range(len(values)):
@@ -138,7 +138,7 @@ def save(folder: Path, values: Shaped[np.ndarray, "n h w ..."], series: Series, 
             source = dcmread(series.frames[i].path, stop_before_pixels=True, force=True, specific_tags=_READ)
             data = _derived(source, series, i, name, identify)
             data.SeriesInstanceUID = own
-            _put_pixels(data, stored[i], slope, intercept, np.isnan(values).any() if values.dtype.kind == "f" else False)
+            _put_pixels(data, stored[i], slope, intercept, padded)
             written.append(folder / f"{i + 1:04}.dcm")
             data.save_as(written[-1], enforce_file_format=True)
     return written
@@ -215,10 +215,8 @@ def _put_owner(data: Dataset, source: Dataset, identify: bool) -> None:
 
 def _put_geometry(data: Dataset, source: Dataset, series: Series, i: int) -> None:
     """The place of the i-th frame (C.7.6.2), as far as it is known."""
-    for keyword in _GEOMETRY:
-        setattr(data, keyword, source.get(keyword))
-    if not data.FrameOfReferenceUID:
-        del data.FrameOfReferenceUID
+    if source.get("FrameOfReferenceUID"):
+        data.FrameOfReferenceUID, data.PositionReferenceIndicator = source.FrameOfReferenceUID, None
     if series.positions is not None:
         data.ImagePositionPatient = [_decimal(x) for x in series.positions[i]]
     if series.orientations is not None:
