@@ -97,6 +97,11 @@ def test_classes_stay_classes(dtype):
     assert set(np.unique(there)) <= set(np.unique(mask))
 
 
+def test_half_a_voxel_aside_no_class_is_taken_twice():
+    classes = np.tile(np.arange(9, dtype=np.uint8), (4, 1))
+    np.testing.assert_array_equal(geometry.there(classes, geometry.fitted((4, 9), (4, 4), "crop"))[0], [3, 4, 5, 6])
+
+
 def test_a_finer_grid_and_back_keeps_every_class():
     mask = np.random.default_rng(0).integers(0, 5, (9, 11)).astype(np.uint8)
     for asked in ((18, 22), (27, 33), (20, 25)):
