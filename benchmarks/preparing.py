@@ -10,9 +10,8 @@
 """
 
 import argparse
+import contextlib
 import hashlib
-import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -83,23 +82,47 @@ def compare(folder: Path, slices: int, size: int, rounds: int) -> bool:
 
 
 def measured(folder: Path, workers: int) -> Measured:
-    """Prepares what lies in `folder / "in"` in a new process."""
+    """Prepares what lies in `folder / "in"` in a new process, and watches the memory of all that it starts."""
     shutil.rmtree(folder / "out", ignore_errors=True)
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "benchmarks.preparing", "once", str(folder), str(workers)]
-    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return Measured(time.perf_counter() - start, *told)
-
-
-def once(folder: Path, workers: int) -> None:
-    """The work of the new process: prepares, and prints what of `Measured` it knows."""
-    config = DataConfig(name="volumes", path=str(folder / "in"), image_size=(128, 128), window=(40, 400), workers=workers)
-    load(config, folder / "out")
-    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    start, peaks = time.perf_counter(), dict[int, float]()
+    code = "import sys; from benchmarks import preparing; preparing.once(*sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(workers)], start_new_session=True)
+    while process.poll() is None:
+        peaks |= {number: peak for number in members(process.pid) if (peak := peak_of(number))}
+        time.sleep(0.05)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise SystemExit(f"the preparation ended with status {process.returncode}")
     digest = hashlib.sha256()
     for path in sorted((folder / "out").rglob("*")):
         digest.update(path.name.encode() + (path.read_bytes() if path.is_file() else b""))
-    print(json.dumps([*peaks, digest.hexdigest()]))
+    others = [peak for number, peak in peaks.items() if number != process.pid]
+    return Measured(seconds, peaks[process.pid], max(others, default=0.0), digest.hexdigest())
+
+
+def once(folder: str, workers: str) -> None:
+    """The work of the new process."""
+    path = str(Path(folder) / "in")
+    config = DataConfig(name="volumes", path=path, image_size=(128, 128), window=(40, 400), workers=int(workers))
+    load(config, Path(folder) / "out")
+
+
+def members(session: int) -> list[int]:
+    """The processes of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            if int(path.read_text().rpartition(")")[2].split()[3]) == session:
+                found.append(int(path.parent.name))
+    return found
+
+
+def peak_of(number: int) -> float:
+    """MiB that a process held at most so far; 0 where it has ended."""
+    with contextlib.suppress(OSError, KeyError):
+        lines = dict(line.split(":", 1) for line in Path(f"/proc/{number}/status").read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) / 1024
+    return 0.0
 
 
 def write(folder: Path, count: int, size: int) -> None:
@@ -126,7 +149,4 @@ def write(folder: Path, count: int, size: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["once"]:
-        once(Path(sys.argv[2]), int(sys.argv[3]))
-    else:
-        sys.exit(main())
+    sys.exit(main())

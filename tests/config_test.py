@@ -41,6 +41,10 @@ class Names(tuple):
     """Stands for the kind of a field that is a list of names."""
 
 
+class Reals(tuple):
+    """Stands for the kind of a field that is a list of numbers."""
+
+
 class Leaf(NamedTuple):
     """A declared field that is no section."""
 
@@ -58,7 +62,7 @@ def _leaves() -> Iterator[Leaf]:
             hint = typing.get_type_hints(section)[field.name]
             optional = isinstance(hint, types.UnionType)
             kind = typing.get_args(hint)[0] if optional else hint
-            kind = Names if kind == tuple[str, ...] else typing.get_origin(kind) or kind
+            kind = {tuple[str, ...]: Names, tuple[float, ...]: Reals}.get(kind) or typing.get_origin(kind) or kind
             yield Leaf(prefix + field.name, kind, optional, field.metadata)
 
 
@@ -71,6 +75,7 @@ WRONG_TYPES: dict[type, list[Any]] = {
     str: [3, 0.5, True, ["adam"], {}],
     Names: [28, "encoder", ("encoder", "unknown"), (1,), {}, math.nan],
     tuple: [28, 2.5, "28", [], (), (28.0, 28.0), (True, True), ("28", "28"), {}],
+    Reals: [28, 2.5, "28", [], (), (True, True), ("28", "28"), {}],
 }
 
 
@@ -83,7 +88,7 @@ def _outside(leaf: Leaf) -> list[Any]:
     beyond += [limit for limit in (above, below) if limit is not None]
     if leaf.kind is int:
         beyond += [-(10**400), 10**400]
-    return [(8, value) for value in beyond] if leaf.kind is tuple else beyond
+    return [(8, value) for value in beyond] if leaf.kind in (tuple, Reals) else beyond
 
 
 def _next_int(limit: float, towards: float) -> int:
@@ -93,7 +98,7 @@ def _next_int(limit: float, towards: float) -> int:
 def _refused() -> Iterator[Any]:
     for leaf in LEAVES:
         values = _outside(leaf) + WRONG_TYPES[leaf.kind] + ([] if leaf.optional else [None])
-        if leaf.kind in (int, float, tuple):
+        if leaf.kind in (int, float, tuple, Reals):
             values += [math.nan, math.inf, -math.inf]
         if leaf.limits["choices"]:
             values += ["", "unknown", leaf.limits["choices"][0].upper()]
@@ -109,10 +114,12 @@ def _accepted() -> Iterator[Any]:
         values += [math.nextafter(below, -math.inf)] if below is not None else []
         if leaf.name == "optimizer.warmup_steps":  # fewer than training.steps, which has the same limit
             values[-1] -= 1
-        if leaf.kind is tuple:
+        if leaf.kind in (tuple, Reals):
             values = [(value, value) for value in values]
         if leaf.name == "data.window":  # the second is a width, which is never negative
             values = [(value, 1) for value, _ in values]
+        if leaf.name == "data.slice_range":  # the first is below the last
+            values = [(low, high)]
         choices = list(leaf.limits["choices"] or ())
         if leaf.kind is Names:
             choices = [(), *((choice,) for choice in choices if leaf.name != "transfer.freeze" or choice == "decoder")]
@@ -154,7 +161,7 @@ def test_every_section_is_walked():
 
 def test_every_number_is_limited_on_both_sides():
     for leaf in LEAVES:
-        if leaf.kind in (int, float, tuple):
+        if leaf.kind in (int, float, tuple, Reals):
             sides = [leaf.limits["low"] is not None or leaf.limits["above"] is not None]
             sides += [leaf.limits["high"] is not None or leaf.limits["below"] is not None]
             assert all(sides), leaf.name
@@ -181,7 +188,7 @@ def test_a_field_accepts_its_limits(leaf, value):
     partners = PARTNERS.get((leaf.name, value), {})
     found = _get(from_dict(_values({leaf.name: value} | partners)), leaf.name)
     assert found == value
-    assert found is None or type(found) is (tuple if leaf.kind is Names else leaf.kind)
+    assert found is None or type(found) is (tuple if leaf.kind in (Names, Reals) else leaf.kind)
 
 
 def test_a_whole_number_serves_where_a_fraction_may_stand():

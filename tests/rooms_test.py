@@ -13,7 +13,7 @@ PACKAGE = ROOT / "vaejax"
 ORDER = (
     "errors", "fields",
     "config", "config_file", "hosts", "memory", "keys", "distributions",
-    "datasets", "batches", "augment", "pipeline",
+    "datasets", "studies", "batches", "augment", "pipeline",
     "networks", "models", "objectives", "optimizers", "metrics", "training",
     "checkpoints", "runs", "journal", "interruption", "progress", "transfer", "experiment",
     "applications", "evaluation", "samplers", "classifier", "frechet", "report", "gallery", "cli",

@@ -30,7 +30,7 @@ class DataConfig(Section):
     image_size: tuple[int, ...] | None = declare(
         None, "(height, width) in pixels that every image takes; None: as found, if all agree", low=1, high=4096
     )
-    channels: int | None = declare(None, "channels that every image takes; None: as found, if all agree", low=1, high=4)
+    channels: int | None = declare(None, "channels that every image takes; None: as found, if all agree", low=1, high=64)
     resize: str = declare(
         "pad",
         "an image of another size is scaled to fit and padded with zeros, or scaled to cover and cropped, or stretched",
@@ -54,6 +54,23 @@ class DataConfig(Section):
         "volumes: (centre, width) of what becomes black to white, in decoded units; None: a CT's own window, or percentiles",
         low=-100_000,
         high=1_000_000,
+    )
+    slice_range: tuple[float, ...] = declare(
+        (0.0, 1.0), "volumes: the part of the slices to train on, as shares of a volume's: (first, last)", low=0.0, high=1.0
+    )
+    spacing: tuple[float, ...] | None = declare(
+        None,
+        "volumes: resampled to (row, column) mm between pixels, or (row, column, slice); None: as found",
+        above=0.0,
+        high=1_000.0,
+    )
+    block: int = declare(
+        1, "volumes: an odd number of neighbouring slices in the channels, each in the middle of a block", low=1, high=63
+    )
+    normalize: str = declare(
+        "volume",
+        "volumes without a window: the percentiles that become black and white are those of each volume, or of all together",
+        choices=("volume", "dataset"),
     )
     workers: int = declare(
         1, "processes that decode files, once, before the first run on them; 0: one a processor", low=0, high=1_024
@@ -396,8 +413,7 @@ class Config(Section):
             raise ConfigError(f"data.image_size={self.data.image_size!r}: expected (height, width).")
         if self.data.image_size is not None:
             self.model.require_whole_patches(self.data.image_size)
-        if self.data.window is not None and (len(self.data.window) != 2 or self.data.window[1] < 1):
-            raise ConfigError(f"data.window={self.data.window!r}: expected (centre, width), the width at least 1.")
+        self._check_volumes()
         if self.data.name not in _SOURCES and not self.data.name.startswith("tfds:"):
             raise ConfigError(f"data.name={self.data.name!r}: expected one of {', '.join(_SOURCES)}, or tfds:NAME.")
         if self.data.untrusted and self.data.name.startswith("tfds:"):
@@ -423,6 +439,18 @@ class Config(Section):
                 f"expected fewer than training.steps={self.training.steps}."
             )
         self._check_objective()
+
+    def _check_volumes(self) -> None:
+        """How many numbers there are to a field of volumes, and in which order."""
+        data = self.data
+        if data.window is not None and (len(data.window) != 2 or data.window[1] < 1):
+            raise ConfigError(f"data.window={data.window!r}: expected (centre, width), the width at least 1.")
+        if len(data.slice_range) != 2 or data.slice_range[0] >= data.slice_range[1]:
+            raise ConfigError(f"data.slice_range={data.slice_range!r}: expected (first, last), such as (0.25, 0.75).")
+        if data.block % 2 == 0:
+            raise ConfigError(f"data.block={data.block!r}: expected an odd number, so that a slice has a middle to be in.")
+        if data.spacing is not None and len(data.spacing) not in (2, 3):
+            raise ConfigError(f"data.spacing={data.spacing!r}: expected (row, column) or (row, column, slice) in mm.")
 
     def _check_objective(self) -> None:
         """Which objective is of which model."""

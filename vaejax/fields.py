@@ -36,16 +36,23 @@ def _checked(field: dataclasses.Field, kind: Any, value: Any, name: str) -> Any:
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
-        listed = isinstance(value, (tuple, list)) and all(type(entry) is item for entry in value)
-        if not listed or (item is int and not value):
-            words = {int: "whole numbers such as (28, 28)", str: "a list of names, which may be empty"}[item]
-            raise ConfigError(f"{name}={value!r}: expected {words}{limits and ', each ' + limits}.")
+        kinds = (int, float) if item is float else (item,)
+        listed = isinstance(value, (tuple, list)) and all(type(entry) in kinds for entry in value)
+        if not listed or (item is not str and not value):
+            listing = {
+                int: "whole numbers such as (28, 28)",
+                float: "numbers such as (0.5, 1)",
+                str: "a list of names, which may be empty",
+            }
+            raise ConfigError(f"{name}={value!r}: expected {listing[item]}{limits and ', each ' + limits}.")
         value = tuple(value)
     elif type(value) is not kind and not (kind is float and type(value) is int):
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
         raise ConfigError(f"{name}={value!r}: expected {words}{limits and f' ({limits})'}, found {type(value).__name__}.")
     if not all(_within(field, item) for item in (value if isinstance(value, tuple) else (value,))):
         raise ConfigError(f"{name}={value!r}: expected {limits}.")
+    if isinstance(value, tuple):
+        return tuple(typing.get_args(kind)[0](entry) for entry in value)
     return float(value) if kind is float else value
 
 

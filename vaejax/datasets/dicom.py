@@ -8,10 +8,8 @@ import logging
 import math
 import re
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,12 +24,13 @@ from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
 from pydicom.tag import Tag
 
-from vaejax.datasets.source import size_of
+from vaejax.datasets.source import decoding, size_of
 from vaejax.errors import DataError
 
 MAX_BYTES = 512 * 2**20
 """Of a file, of its inflated stream, and of the pixels that it claims. Decoding takes about three times as much at worst."""
 MAX_FRAMES = 100_000
+_DEFERRED = 2**16  # bytes of a field that a header needs not hold in memory: the pixels
 
 # The log of pydicom repeats values of the header, names among them.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -148,7 +147,7 @@ def decode(path: Path, max_bytes: int = MAX_BYTES) -> Picture:
     Raises:
         DataError: the bare reason why the file is unreadable; it never holds text of the header.
     """
-    with _reasons():
+    with decoding("DICOM"):
         data = _read(path, max_bytes)
         layout = _layout(data, max_bytes)
         header = _header(data, layout)
@@ -171,7 +170,7 @@ def raw(path: Path, max_bytes: int = MAX_BYTES) -> Num[np.ndarray, "f h w c"]:
     Raises:
         DataError: as `decode`.
     """
-    with _reasons():
+    with decoding("DICOM"):
         data = _read(path, max_bytes)
         layout = _layout(data, max_bytes)
         stored = np.empty((layout.frames, layout.rows, layout.columns, layout.samples), layout.dtype)
@@ -186,8 +185,8 @@ def read_header(path: Path, max_bytes: int = MAX_BYTES) -> Header:
     Raises:
         DataError: as `decode`, as far as the header goes.
     """
-    with _reasons():
-        data = _read(path, max_bytes)
+    with decoding("DICOM"):
+        data = _read(path, max_bytes, defer_size=_DEFERRED)
         return _header(data, _layout(data, max_bytes))
 
 
@@ -245,39 +244,24 @@ def order(
     return rows
 
 
-@contextmanager
-def _reasons() -> Iterator[None]:
-    """Every failure as one DataError. Messages of pydicom can quote the header, so that only their kind is told."""
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except DataError:
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and error.strerror:  # pydicom raises OSErrors of its own, without one
-                raise DataError(error.strerror) from None
-            # damaged files make pydicom and codecs raise almost anything
-            raise DataError(f"a damaged DICOM file ({type(error).__name__})") from None
-
-
 # --- the file and its fields
 
 
-def _read(path: Path, max_bytes: int) -> Dataset:
-    """The fields of `_TAGS`, with the transfer syntax in `file_meta`."""
+def _read(path: Path, max_bytes: int, defer_size: int | None = None) -> Dataset:
+    """The fields of `_TAGS`, with the transfer syntax in `file_meta`; those above `defer_size` bytes are passed over."""
     size_of(path, max_bytes)
-    content = path.read_bytes()
-    if content[128:132] != b"DICM" and content[:2] not in (b"\x02\0", b"\x08\0"):  # old files begin with group 2 or 8
-        raise DataError("not a DICOM file" if content else "an empty file")
-    file = io.BytesIO(content)
-    read_preamble(file, force=True)
-    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-    if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
-        data = dcmread(_inflated(content[file.tell() :], max_bytes), specific_tags=_TAGS)
-    else:
+    with path.open("rb") as file:
+        start = file.read(132)
+        if start[128:] != b"DICM" and start[:2] not in (b"\x02\0", b"\x08\0"):  # old files begin with group 2 or 8
+            raise DataError("not a DICOM file" if start else "an empty file")
         file.seek(0)
-        data = dcmread(file, force=True, specific_tags=_TAGS)
+        read_preamble(file, force=True)
+        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+        if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
+            data = dcmread(_inflated(file.read(), max_bytes), specific_tags=_TAGS)
+        else:
+            file.seek(0)
+            data = dcmread(file, force=True, specific_tags=_TAGS, defer_size=defer_size)
     if "TransferSyntaxUID" not in data.file_meta:  # files without meta information were never compressed
         implicit, little = data.original_encoding
         syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian

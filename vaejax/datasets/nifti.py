@@ -5,10 +5,6 @@ Nothing else of a header is read or written: no description, no name of a file, 
 
 import gzip
 import math
-import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -17,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Num
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
-from vaejax.datasets.source import size_of
+from vaejax.datasets.source import decoding, size_of
 from vaejax.errors import DataError
 
 MAX_BYTES = 512 * 2**20
@@ -65,7 +61,7 @@ def decode(path: Path, max_bytes: int = MAX_BYTES) -> Volume:
     Raises:
         DataError: the bare reason why the file is unreadable; it never holds text of the header.
     """
-    with _reasons():
+    with decoding("NIfTI"):
         size = size_of(path, max_bytes)
         with path.open("rb") as file:
             compressed = file.read(2) == b"\x1f\x8b"
@@ -103,7 +99,7 @@ def encode(voxels: Num[np.ndarray, "x y z ..."], affine: Float[np.ndarray, "4 4"
     Raises:
         DataError: voxels or an affine that the format cannot hold.
     """
-    with _reasons():
+    with decoding("NIfTI"):
         like = like or Volume(voxels, affine, _lengths(affine))
         _check_affine(affine)
         if like.colour:
@@ -129,23 +125,6 @@ def save(
     """`encode` into a file, compressed if its name ends in .gz; the same voxels always give the same bytes."""
     content = encode(voxels, affine, like)
     path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-
-
-@contextmanager
-def _reasons() -> Iterator[None]:
-    """Every failure as one DataError. Messages of nibabel can quote the header, so that only their kind is told."""
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except DataError:
-            raise
-        except (EOFError, gzip.BadGzipFile, zlib.error):
-            raise DataError("a gzip stream that is damaged or cut short") from None
-        except OSError as error:
-            raise DataError(error.strerror or "cannot be read") from None
-        except Exception as error:  # damaged headers make nibabel raise almost anything
-            raise DataError(f"a damaged NIfTI file ({type(error).__name__})") from None
 
 
 def _header(head: bytes) -> tuple[nib.Nifti1Header, int]:

@@ -57,6 +57,7 @@ class DataSet(NamedTuple):
         label_names: the name of label i, its number where the source has no names; None without labels.
         fingerprint: sha256 hex of the source's contents and the settings.
         skipped: (path relative to data.path, reason) of the files left out on request.
+        window: what became 0 and 1 in every image, in the units of the files, where it was measured over all of them.
     """
 
     splits: dict[str, Split]
@@ -65,6 +66,7 @@ class DataSet(NamedTuple):
     label_names: tuple[str, ...] | None
     fingerprint: str
     skipped: tuple[tuple[str, str], ...]
+    window: tuple[float, float] | None = None
 
 
 def prepare(source: Source, config: DataConfig, cache: Path, drive: workers.Driver = workers.each) -> DataSet:
@@ -248,6 +250,7 @@ def _describe(
         "dtype": form.dtype.name,
         "white": WHITE[form.dtype.name],
         "label_names": source.label_names,
+        "window": splits["train"].window,
         "fingerprint": fingerprint,
         "sha256": {path.name: shards.sha256(path) for path in sorted(folder.iterdir()) if path.is_file()},
     }
@@ -273,6 +276,7 @@ def _open(folder: Path) -> DataSet:
         label_names=tuple(manifest["label_names"] or _numbers(folder, manifest["n"])) or None,
         fingerprint=manifest["fingerprint"],
         skipped=tuple((path, reason) for path, reason in json.loads((folder / "skipped.json").read_text())),
+        window=tuple(manifest["window"]) if manifest.get("window") else None,
     )
 
 

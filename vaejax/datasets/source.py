@@ -1,9 +1,13 @@
 """What every source of images gives: its contents as one hash, and its splits, each read one example at a time."""
 
 import functools
+import gzip
 import hashlib
 import stat
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -15,6 +19,9 @@ Item = TypeVar("Item")
 
 NOTES = {".txt", ".md", ".csv", ".json"}
 """Suffixes of what data sets bring along beside their images."""
+
+NOTICE = "derived, not for diagnosis"
+"""What a result in the place of a source says of itself, where its format has room."""
 
 
 class Examples(NamedTuple):
@@ -30,6 +37,7 @@ class Examples(NamedTuple):
         paths: where each example lies, relative to the source's folder; None for images that are not files.
         patients: int [n], examples of one number stay in one split, and those of -1 in train; None where nobody knows.
         segmentation: i -> the class of every pixel of image i, uint8 [H, W], 0 for none of them; None where nobody drew any.
+        window: what became 0 and 1 in every image, in the units of the files, where it was measured over all of them.
     """
 
     n: int
@@ -38,6 +46,7 @@ class Examples(NamedTuple):
     paths: tuple[str, ...] | None = None
     patients: np.ndarray | None = None
     segmentation: Callable[[int], np.ndarray] | None = None
+    window: tuple[float, float] | None = None
 
 
 class Source(NamedTuple):
@@ -79,7 +88,28 @@ def take(examples: Examples, rows: np.ndarray) -> Examples:
         None if examples.paths is None else tuple(examples.paths[row] for row in rows),
         None if examples.patients is None else examples.patients[rows],
         None if segmentation is None else reading(segmentation, rows.tolist()),
+        examples.window,
     )
+
+
+@contextmanager
+def decoding(kind: str) -> Iterator[None]:
+    """Every failure within as one DataError, the bare reason: libraries can quote a header, so the kind of theirs is told.
+
+    Args:
+        kind: of the file: "DICOM", "NIfTI".
+    """
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except DataError:
+            raise
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            raise DataError(f"a {kind} file that is damaged or cut short") from None
+        except Exception as error:  # damaged files make libraries raise almost anything, OSErrors of their own among them
+            known = error.strerror if isinstance(error, OSError) else None
+            raise DataError(known or f"a damaged {kind} file ({type(error).__name__})") from None
 
 
 def files_in(folder: Path, pattern: str) -> list[Path]:

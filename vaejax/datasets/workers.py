@@ -6,6 +6,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -32,9 +33,10 @@ Driver = Callable[[Callable[[Any], None], Sequence[Any], int], Iterator[None]]
 
 @functools.cache
 def context() -> ForkServerContext:
-    """What starts new processes: quickly, from one that has imported this package, and nothing else of this process."""
+    """What starts new processes: quickly, from one that has imported this package, and has nothing else of this process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__package__])
+    decoders = [f"{__package__}.{name}" for name in ("dicom", "nifti")] if "pydicom" in sys.modules else []
+    context.set_forkserver_preload([__package__, *decoders])
     return context
 
 
