@@ -338,6 +338,31 @@ def test_crop_keeps_the_centre_and_survives_extreme_shapes():
         assert image.resize(_pixels(1, 4096, 1), (4096, 1), policy).shape == (4096, 1, 1)
 
 
+@pytest.mark.parametrize("policy", ["pad", "crop", "stretch"])
+@pytest.mark.parametrize("shape", [(40, 56), (56, 40), (12, 9), (20, 24)])
+def test_a_segmentation_is_resized_like_its_image(policy, shape):
+    """Classes are those of the image resized: away from the borders between them they agree with its threshold."""
+    rows, columns = np.indices(shape)
+    disc = ((rows / shape[0] - 0.4) ** 2 + (columns / shape[1] - 0.6) ** 2 < 0.05).astype(np.uint8)
+    mask = image.resize_segmentation(3 * disc, (20, 24), policy)
+    grey = image.resize(np.float32(disc)[..., None], (20, 24), policy)[..., 0]
+    assert (mask.dtype, mask.shape, set(np.unique(mask))) == (np.uint8, (20, 24), {0, 3})
+    sure = np.abs(grey - 0.5) > 0.49
+    np.testing.assert_array_equal(mask[sure] > 0, grey[sure] > 0.5)
+    assert sure.mean() > 0.7
+
+
+@pytest.mark.parametrize("policy", ["pad", "crop", "stretch"])
+def test_a_segmentation_keeps_every_class_and_invents_none(policy):
+    mask = _pixels(8, 6)
+    assert image.resize_segmentation(mask, (8, 6), policy) is mask
+    twice = image.resize_segmentation(mask, (16, 12), policy)
+    np.testing.assert_array_equal(twice, np.kron(mask, np.ones((2, 2), np.uint8)))
+    assert set(np.unique(image.resize_segmentation(mask, (5, 11), policy))) <= {0, *np.unique(mask)}
+    full = image.resize_segmentation(np.full((8, 6), 7, np.uint8), (8, 12), policy)
+    np.testing.assert_array_equal((full == 7).all(axis=0), [policy != "pad" or 3 <= column < 9 for column in range(12)])
+
+
 def test_images_that_disagree_are_named(tmp_path):
     root = _folder(tmp_path / "images", n=8)
     _save(root / "b" / "3.png", _pixels(6, 4))

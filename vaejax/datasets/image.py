@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Num, UInt8
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vaejax.errors import DataError
@@ -81,9 +81,26 @@ def resize(image: Num[np.ndarray, "h w C"], size: tuple[int, int], policy: str) 
         size: of the result.
         policy: "pad" (scaled to fit inside, zeros around, centred), "crop" (scaled to cover, centre kept), or "stretch".
     """
-    (h, w), (height, width) = image.shape[:2], size
-    if (h, w) == (height, width):
+    if image.shape[:2] == tuple(size):
         return image
+    planes = [_placed(plane.astype(np.float32), size, policy, Image.Resampling.BILINEAR) for plane in np.moveaxis(image, -1, 0)]
+    return _round(np.stack(planes, axis=-1), image.dtype)
+
+
+def resize_segmentation(mask: UInt8[np.ndarray, "h w"], size: tuple[int, int], policy: str) -> UInt8[np.ndarray, "H W"]:
+    """The class of every pixel after `resize` of its image: that of the nearest pixel; 0 where zeros are put around.
+
+    Args:
+        mask: classes, 0 for none.
+        size: (height, width) of the result; a mask of that size is returned as it is.
+        policy: as for `resize`.
+    """
+    return mask if mask.shape == tuple(size) else _placed(mask, size, policy, Image.Resampling.NEAREST)
+
+
+def _placed(plane: np.ndarray, size: tuple[int, int], policy: str, filter: Image.Resampling) -> np.ndarray:
+    """One plane, float32 or uint8, scaled and put where `policy` says."""
+    (h, w), (height, width) = plane.shape, size
     box, inner = (0.0, 0.0, float(w), float(h)), size
     if policy == "crop":
         kept_h, kept_w = min(h, w * height / width), min(w, h * width / height)
@@ -91,12 +108,10 @@ def resize(image: Num[np.ndarray, "h w C"], size: tuple[int, int], policy: str) 
     if policy == "pad":
         scale = min(height / h, width / w)
         inner = (max(1, round(h * scale)), max(1, round(w * scale)))
-    planes = [Image.fromarray(plane.astype(np.float32)) for plane in np.moveaxis(image, -1, 0)]
-    planes = [plane.resize(inner[::-1], Image.Resampling.BILINEAR, box=box) for plane in planes]
-    scaled = np.stack([np.array(plane) for plane in planes], axis=-1)
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-    result = np.zeros((height, width, image.shape[-1]), image.dtype)
-    result[top : top + inner[0], left : left + inner[1]] = _round(scaled, image.dtype)
+    result = np.zeros(size, plane.dtype)
+    scaled = Image.fromarray(plane).resize(inner[::-1], filter, box=box)
+    result[top : top + inner[0], left : left + inner[1]] = np.array(scaled)
     return result
 
 
