@@ -482,7 +482,7 @@ class Config(Section):
             )
 
 
-_SOURCES_WITH_PATH = ("idx", "medmnist", "image_folder", "volumes")
+_SOURCES_WITH_PATH = ("idx", "medmnist", "image_folder", "volumes", "arrays", "manifest")
 _SOURCES = ("mnist5k", *_SOURCES_WITH_PATH)
 
 

@@ -5,7 +5,7 @@ import hashlib
 import stat
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -96,6 +96,16 @@ def decoding(kind: str) -> Iterator[None]:
         except Exception as error:  # damaged files make libraries raise almost anything, OSErrors of their own among them
             known = error.strerror if isinstance(error, OSError) else None
             raise DataError(known or f"a damaged {kind} file ({type(error).__name__})") from None
+
+
+def example_name(split: str, examples: Examples, i: int) -> str:
+    """What an example is called in an error: its path, or its place."""
+    return examples.paths[i] if examples.paths else f"{split} image {i}"
+
+
+def first_of(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, for an error."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def files_in(folder: Path, pattern: str) -> list[Path]:
