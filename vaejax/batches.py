@@ -54,7 +54,7 @@ def of_rows(split: Split, white: float, index: Int[np.ndarray, " b"], levels: in
     """A full batch of chosen examples of a split; arguments as for `evaluation`."""
     rows = split.read(index)
     image = quantize(np.asarray(rows["image"], np.float32) / np.float32(white), levels)
-    return rows | batch_of(image, index, rows.get("label"), rows.get("segmentation"))
+    return {**rows, **batch_of(image, index, rows.get("label"), rows.get("segmentation"))}
 
 
 def quantize(images: Float[np.ndarray, "b ..."], levels: int | None) -> Float[np.ndarray, "b ..."]:

@@ -69,8 +69,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             if file.read(len(npy.MAGIC)) == npy.MAGIC:
                 return {"images": npy.mapped(path)}
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in npy.members(archive) if _known(name)]
-            return {name.replace("masks", "segmentation"): npy.member(archive, name, MAX_BYTES) for name in names}
+            names = {name: name.replace("masks", "segmentation") for name in npy.members(archive) if _known(name)}
+            if len(set(names.values())) < len(names):
+                raise DataError("expected masks or segmentation, found both")
+            return {meaning: npy.member(archive, name, MAX_BYTES) for name, meaning in names.items()}
     except DataError as error:
         raise DataError(f"{path}: {error}.") from None
     except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
@@ -79,7 +81,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 def _known(name: str) -> bool:
     """Whether an array has a meaning here. Raises DataError where its name is but nearly that of one."""
-    near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.85)
+    near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.8)
     if near and near[0] != name:
         raise DataError(f"found the array {name}. Did you mean {near[0]}")
     return bool(near)

@@ -102,6 +102,6 @@ def _header(stream: BinaryIO, held: int) -> _Header:
         raise DataError("Python objects, which are never read; expected plain arrays")
     if not header.dtype.itemsize or min(header.shape, default=0) < 0:
         raise DataError("an array of no possible size")
-    if header.size > held:
+    if header.size > held - stream.tell():
         raise DataError(f"an array of {header.size} bytes claimed, more than the file can hold")
     return header
