@@ -1,6 +1,7 @@
 """Plain arrays: MedMNIST's layout, columns beside one array, volumes as slices, and headers that claim too much."""
 
 import io
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -137,6 +138,13 @@ def test_arrays_that_contradict_each_other_are_refused(tmp_path, values, message
 def test_masks_under_both_names_are_refused(tmp_path):
     with pytest.raises(DataError, match="expected masks or segmentation, found both"):
         saved(tmp_path, images=pixels(3, 5, 4), masks=pixels(3, 5, 4), segmentation=pixels(3, 5, 4))
+
+
+def test_arrays_read_by_another_process_can_be_sent_back(tmp_path):
+    found = saved(tmp_path, images=pixels(3, 5, 4), masks=pixels(3, 5, 4) // 50)
+    sent = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(stack(sent["train"]), stack(found["train"]))
+    np.testing.assert_array_equal(masks(sent["train"]), masks(found["train"]))
 
 
 @pytest.mark.parametrize("name", ["nowhere.npz", "."])

@@ -262,6 +262,15 @@ def test_what_is_no_mask_says_why(tmp_path, content, message):
 
 
 def test_a_mask_has_the_size_of_its_image():
-    image.check_mask(CLASSES, RGB8)
+    image.check_mask(CLASSES, (9, 7))
     with pytest.raises(DataError, match=re.escape("a mask of 7 x 9 pixels; expected 9 x 7")):
-        image.check_mask(CLASSES.T, RGB8)
+        image.check_mask(CLASSES.T, (9, 7))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_shape_of_an_image_is_known_before_its_pixels(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for content in (png(GREY8, exif=exif), plain(GREY8, orientation=orientation), npy(RGB16)):
+        path = file(tmp_path, content)
+        assert image.shape_of(path) == image.decode(path).shape[:2]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 from pathlib import Path
 
 import nibabel
@@ -301,6 +302,12 @@ def test_the_mask_of_an_image_has_its_relative_path_and_any_suffix(files):
         expected = np.full((6, 5), 3) if number == 4 else IMAGES[number] > 128
         np.testing.assert_array_equal(part.segmentation(i), expected)
         np.testing.assert_array_equal(part.read(i)[..., 0], IMAGES[number])
+
+
+def test_examples_of_files_can_be_read_by_other_processes(files):
+    part = pickle.loads(pickle.dumps(image_folder.source(folder(files)).open()["train"]))
+    assert part.read(3).shape == (6, 5, 1)
+    assert part.segmentation(3).shape == (6, 5)
 
 
 def test_masks_count_in_the_contents_and_without_them_nothing_changes(files):

@@ -49,6 +49,22 @@ def decode(path: Path) -> Num[np.ndarray, "H W C"]:
             return _pixels(image, data)
 
 
+def shape_of(path: Path) -> tuple[int, int]:
+    """Height and width of the image that `decode` gives; its pixels are not decoded.
+
+    Raises:
+        DataError: as `decode`, as far as it is known before them.
+    """
+    with decoding("image"):
+        data = _read(path)
+        if data.startswith(npy.MAGIC):
+            height, width, *_ = npy.shape_of(io.BytesIO(data), len(data))
+            return height, width
+        with _opened(data) as image:
+            across = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5  # Pillow turns a TIFF's at once
+            return (image.width, image.height) if across else (image.height, image.width)
+
+
 def decode_segmentation(path: Path) -> UInt8[np.ndarray, "H W"]:
     """The class of every pixel, 0 for none, of a PNG, TIFF or NPY file: its grey values, the places in its palette, or 0 and 1.
 
@@ -92,10 +108,10 @@ def to_classes(values: Num[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     return classes // 255
 
 
-def check_mask(mask: UInt8[np.ndarray, "..."], image: Num[np.ndarray, "... C"]) -> None:
-    """Raises DataError, the bare reason, where a mask has not one class for each pixel of its image, or of its volume."""
-    if mask.shape != image.shape[:-1]:
-        found, expected = (" x ".join(map(str, shape)) for shape in (mask.shape, image.shape[:-1]))
+def check_mask(mask: UInt8[np.ndarray, "H W"], image: tuple[int, int]) -> None:
+    """Raises DataError, the bare reason, where a mask has not one class for each pixel of its image (height, width)."""
+    if mask.shape != image:
+        found, expected = (" x ".join(map(str, shape)) for shape in (mask.shape, image))
         raise DataError(f"a mask of {found} pixels; expected {expected}, as its image has")
 
 

@@ -3,7 +3,6 @@
 Masks, where there are any, lie in a folder of their own, which is laid out in the same way.
 """
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vaejax.config import DataConfig
-from vaejax.datasets.image import check_mask, decode, decode_segmentation
-from vaejax.datasets.source import Examples, Source, files_in, first_of, hash_files
+from vaejax.datasets.image import check_mask, decode, decode_segmentation, shape_of
+from vaejax.datasets.source import Examples, Source, files_in, first_of, hash_files, reading
 from vaejax.datasets.splits import NAMES
 from vaejax.errors import DataError
 
@@ -53,17 +52,19 @@ def _examples(
 
 def of_files(files: Sequence[tuple[str, Path]], masks: Sequence[Path] | None) -> Examples:
     """Files of an image each (name and path), and those of their masks, as examples without labels."""
-    read = functools.lru_cache(maxsize=1)(lambda i: decode(files[i][1]))  # an image and its mask are read one after the other
+    names, paths = zip(*files, strict=True)
+    segmentation = None if masks is None else reading(_mask_of, list(zip(paths, masks, strict=True)))
+    return Examples(len(files), reading(decode, paths), paths=names, segmentation=segmentation)
 
-    def segmentation(i: int) -> UInt8[np.ndarray, "H W"]:
-        try:
-            mask = decode_segmentation((masks or [])[i])
-            check_mask(mask, read(i))
-        except DataError as error:
-            raise DataError(f"its mask: {error}") from None
-        return mask
 
-    return Examples(len(files), read, paths=tuple(name for name, _ in files), segmentation=segmentation if masks else None)
+def _mask_of(files: tuple[Path, Path]) -> UInt8[np.ndarray, "H W"]:
+    """The mask of an image, from (the image's file, the mask's)."""
+    try:
+        mask = decode_segmentation(files[1])
+        check_mask(mask, shape_of(files[0]))
+    except DataError as error:
+        raise DataError(f"its mask: {error}") from None
+    return mask
 
 
 def _masks(root: Path, folder: Path, names: list[str]) -> dict[str, Path]:

@@ -53,6 +53,11 @@ def read(stream: BinaryIO, held: int, most: int) -> np.ndarray:
     return content.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
+def shape_of(stream: BinaryIO, held: int) -> tuple[int, ...]:
+    """The shape of the array of a stream, whose values are not read. Raises DataError as `read`."""
+    return _header(stream, held).shape
+
+
 def mapped(path: Path) -> np.ndarray:
     """The array of a .npy file, mapped into memory, so that it may be of any size.
 
@@ -96,7 +101,7 @@ def _header(stream: BinaryIO, held: int) -> _Header:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[np.lib.format.read_magic(stream)]
         header = _Header(*read_header(stream))
-    except (ValueError, KeyError):
+    except Exception:  # damaged headers make NumPy raise almost anything
         raise DataError("no array of NumPy's format") from None
     if header.dtype.hasobject:
         raise DataError("Python objects, which are never read; expected plain arrays")

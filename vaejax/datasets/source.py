@@ -1,5 +1,6 @@
 """What every source of images gives: its contents as one hash, and its splits, each read one example at a time."""
 
+import functools
 import gzip
 import hashlib
 import stat
@@ -8,11 +9,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from vaejax.errors import DataError
+
+Item = TypeVar("Item")
 
 NOTES = {".txt", ".md", ".csv", ".json"}
 """Suffixes of what data sets bring along beside their images."""
@@ -23,6 +26,8 @@ NOTICE = "derived, not for diagnosis"
 
 class Examples(NamedTuple):
     """A split as its source holds it: nothing is read before `read(i)`.
+
+    Where `paths` are known, it can be pickled, so that other processes can read it.
 
     Attributes:
         n: number of examples, in a fixed order.
@@ -64,16 +69,25 @@ def arrays(images: np.ndarray, labels: np.ndarray | None) -> Examples:
     return Examples(len(images), images.__getitem__, None if labels is None else labels.astype(np.int32))
 
 
+def reading(read: Callable[[Item], np.ndarray], items: Sequence[Item]) -> Callable[[int], np.ndarray]:
+    """`i -> read(items[i])`; unlike a lambda, it can be pickled where both can."""
+    return functools.partial(_read, read, items)
+
+
+def _read(read: Callable[[Item], np.ndarray], items: Sequence[Item], i: int) -> np.ndarray:
+    return read(items[i])
+
+
 def take(examples: Examples, rows: np.ndarray) -> Examples:
     """The examples at `rows` (int [m]), in that order."""
     segmentation = examples.segmentation
     return Examples(
         len(rows),
-        lambda i: examples.read(int(rows[i])),
+        reading(examples.read, rows.tolist()),
         None if examples.labels is None else examples.labels[rows],
         None if examples.paths is None else tuple(examples.paths[row] for row in rows),
         None if examples.patients is None else examples.patients[rows],
-        None if segmentation is None else lambda i: segmentation(int(rows[i])),
+        None if segmentation is None else reading(segmentation, rows.tolist()),
         examples.window,
     )
 

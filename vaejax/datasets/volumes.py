@@ -419,9 +419,9 @@ def _mask_of_frame(path: Path, stack: Stack) -> UInt8[np.ndarray, "1 h w"]:
     """The mask, an image file, of a DICOM file of one frame: pixel on pixel."""
     if len(stack.voxels) != 1 or is_nifti(path.name):
         raise DataError("of a DICOM series, or no image file; only a single frame has one. Convert both to NIfTI.")
-    mask = decode_segmentation(path)[None]
-    check_mask(mask, stack.voxels)
-    return mask
+    mask = decode_segmentation(path)
+    check_mask(mask, stack.voxels.shape[1:3])
+    return mask[None]
 
 
 # --- files
