@@ -122,7 +122,7 @@ def test_volumes_with_channels_and_patients(tmp_path):
         ({"images": pixels(3, 5, 4), "split": np.array(["train", "", "test"])}, "found 1 without any"),
         ({"images": pixels(2, 5, 4), "split": np.array(["val", "test"])}, "split train, found none"),
         ({"images": pixels(3, 5, 4), "masks": pixels(3, 4, 5)}, r"segmentation: .* \(3, 5, 4\), found \(3, 4, 5\)"),
-        ({"images": pixels(3, 5, 4), "masks": np.full((3, 5, 4), 0.5)}, "segmentation: a mask whose values are no whole"),
+        ({"images": pixels(3, 5, 4), "masks": np.full((3, 5, 4), 0.5)}, "segmentation: a mask whose values are no classes"),
         (
             {"train_images": pixels(3, 5, 4), "test_images": pixels(3, 5, 4), "test_labels": np.zeros(3, int)},
             "test_labels alone",

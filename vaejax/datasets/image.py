@@ -99,7 +99,7 @@ def to_classes(values: Num[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     with np.errstate(invalid="ignore"):
         classes = values.astype(np.uint8)
     if not np.array_equal(classes, values):
-        raise DataError("a mask whose values are no whole numbers from 0 to 255")
+        raise DataError("a mask whose values are no classes; expected whole numbers from 0 to 255")
     found = np.unique(classes)
     if 255 not in found:
         return classes
