@@ -37,7 +37,7 @@ from pydicom.encaps import encapsulate
 from rich.console import Console
 from rich.table import Table
 
-from vaejax.datasets import dicom, image, isolation, medmnist, nifti
+from vaejax.datasets import arrays, dicom, image, isolation, nifti
 from vaejax.errors import DataError
 
 LIMITS = isolation.Limits(5.0, 2 * 2**30)
@@ -169,13 +169,13 @@ def of_npz(folder: Path | None) -> list[Origin]:
     origins = []
     for kind in (np.uint8, np.uint16, np.float32, np.float64):
         images = np.linspace(0, 1 if kind in (np.float32, np.float64) else 200, 6 * 8 * 7).astype(kind).reshape(6, 8, 7)
-        arrays = {f"{split}_images": images for split in ("train", "val", "test")}
-        arrays |= {f"{split}_labels": np.arange(6)[:, None] % 2 for split in ("train", "val", "test")}
+        held = {f"{split}_images": images for split in ("train", "val", "test")}
+        held |= {f"{split}_labels": np.arange(6)[:, None] % 2 for split in ("train", "val", "test")}
         for save in (np.savez, np.savez_compressed):
             content = io.BytesIO()
-            save(content, **arrays)
+            save(content, **held)
             origins.append(Origin(content.getvalue()))
-        origins += [Origin(as_npy(values), Within(as_npy(images), name)) for name, values in arrays.items()]
+        origins += [Origin(as_npy(values), Within(as_npy(images), name)) for name, values in held.items()]
     return origins + [Origin(content) for content in found(folder, "*.npz")]
 
 
@@ -278,7 +278,7 @@ FORMATS = {
     "DICOM": (of_dicom, dicom.decode),
     "NIfTI": (of_nifti, nifti.decode),
     "PNG": (of_png, image.decode),
-    "NPZ": (of_npz, medmnist.read),
+    "NPZ": (of_npz, arrays.read),
 }
 
 

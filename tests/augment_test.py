@@ -149,3 +149,52 @@ def test_draws_are_uniform_over_their_ranges():
         assert stats.kstest(values, "uniform", args=(low, length)).pvalue > 1e-3
     for name in ("flip_horizontal", "flip_vertical"):
         assert stats.binomtest(int(drawn[name].sum()), 5000).pvalue > 1e-3
+
+
+def phantom(batch: int, side: int = 48) -> np.ndarray:
+    """Smooth random blobs, off the centre and without any symmetry, dark at the edge."""
+    noise = np.random.default_rng(1).normal(size=(batch, side, side))
+    blobs = np.stack([ndimage.gaussian_filter(image, 3.0) for image in noise])
+    window = np.outer(np.hanning(side), np.hanning(side))
+    return np.clip(0.5 + 3.0 * blobs * window - 0.2 * (1.0 - window), 0.0, 1.0).astype(np.float32)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rotate=st.floats(-180.0, 180.0),
+    zoom=st.floats(-0.5, 0.9),
+    crop=st.tuples(st.floats(0.0, 0.6), st.floats(-1.0, 1.0), st.floats(-1.0, 1.0)),
+    flips=st.tuples(st.booleans(), st.booleans()),
+)
+def test_a_segmentation_stays_with_its_image(rotate, zoom, crop, flips):
+    """The threshold of the changed image is the changed threshold, but for pixels at the border of it."""
+    grey = phantom(4)
+    parameters = {"rotate": rotate, "zoom": zoom, "crop": list(crop), "flip_horizontal": flips[0], "flip_vertical": flips[1]}
+    rows = {name: tf.constant([value] * 4) for name, value in parameters.items()}
+    changed = augment.apply(tf.constant(grey[..., None]), rows).numpy()[..., 0]
+    masks = augment.apply_to_segmentation(tf.constant((grey > 0.5).astype(np.uint8) * 9), rows).numpy()
+    assert masks.dtype == np.uint8
+    assert set(np.unique(masks)) <= {0, 9}
+    # A pixel is at the border where any of the four that its value comes from is on the other side.
+    inside = augment.apply(tf.constant((grey > 0.5).astype(np.float32)[..., None]), rows).numpy()[..., 0]
+    sure = (inside < 1e-4) | (inside > 1 - 1e-4)
+    np.testing.assert_array_equal(masks[sure] > 0, changed[sure] > 0.5)
+    assert np.mean((masks > 0) == (changed > 0.5)) > 0.97
+
+
+def test_a_segmentation_has_no_class_where_nothing_was_and_all_others_keep_theirs():
+    masks = tf.constant(np.random.default_rng(0).integers(1, 256, (3, 9, 6), dtype=np.uint8))
+    np.testing.assert_array_equal(augment.apply_to_segmentation(masks, {}), masks)
+    flipped = augment.apply_to_segmentation(masks, {"flip_vertical": tf.constant([True, False, True])})
+    np.testing.assert_array_equal(flipped, np.stack([masks[0][::-1], masks[1], masks[2][::-1]]))
+    smaller = augment.apply_to_segmentation(masks, {"zoom": tf.constant([-0.5] * 3)}).numpy()
+    assert not smaller[:, :2].any()
+    assert smaller[:, 4, 2:4].all()
+    grey = {"brightness": tf.constant([0.5] * 3), "contrast": tf.constant([0.5] * 3)}
+    np.testing.assert_array_equal(augment.apply_to_segmentation(masks, grey), masks)
+
+
+def test_a_share_of_a_batch_is_drawn_as_in_the_whole():
+    whole, share = augment.draw(ALL, 8, SEED), augment.draw(ALL, 8, SEED, slice(2, 5))
+    for name, values in whole.items():
+        np.testing.assert_array_equal(share[name], values[2:5])

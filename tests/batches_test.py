@@ -109,3 +109,15 @@ def test_binarized_leaves_the_other_fields_alone():
     batch = {**grey([4, 9]), "label": np.int32([1, 2])}
     (drawn,) = batches.binarized([batch], jax.random.key(0))
     assert all(drawn[name] is batch[name] for name in ("mask", "index", "label"))
+
+
+def test_a_segmentation_is_of_the_batch_in_both_ways():
+    masks = np.arange(4 * 3 * 4, dtype=np.uint8).reshape(4, 3, 4)
+    images = split(4)
+    source = Split(4, lambda index: {**images.read(index), "segmentation": masks[index]})
+    *_, last = batches.evaluation(source, 255.0, 3, None)
+    assert last["segmentation"].dtype == np.int32
+    np.testing.assert_array_equal(last["segmentation"], masks[[3, 3, 3]])
+    batch = batches.batch_of(np.zeros((4, 3, 4, 1)), segmentation=masks)
+    np.testing.assert_array_equal(batch["segmentation"], masks)
+    assert (batch["segmentation"].dtype, batch.keys()) == (np.int32, {"image", "mask", "index", "segmentation"})

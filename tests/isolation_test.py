@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vaejax.config import DataConfig, from_dict
-from vaejax.datasets import idx, image, image_folder, isolation, load, medmnist
+from vaejax.datasets import arrays, idx, image, image_folder, isolation, load
 from vaejax.errors import ConfigError, DataError
 
 LIMITS = isolation.Limits(1.0, 2**30)
@@ -111,11 +111,11 @@ def test_a_folder_with_hostile_files_is_prepared_without_them(tmp_path, monkeypa
     assert sum(split.n for split in data.splits.values()) == 20
 
 
-@pytest.mark.parametrize(("module", "function"), [(medmnist, "read"), (idx, "_examples")])
+@pytest.mark.parametrize(("module", "function"), [(arrays, "read"), (idx, "_examples")])
 def test_a_file_that_is_a_whole_data_set_is_told_with_what_to_do(tmp_path, monkeypatch, module, function):
     for name in ("aborts.npz", "train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
         (tmp_path / name).touch()
-    path = tmp_path / "aborts.npz" if module is medmnist else tmp_path
+    path = tmp_path / "aborts.npz" if module is arrays else tmp_path
     monkeypatch.setattr(module, function, planted_set)
     config = DataConfig(name=module.__name__.split(".")[-1], path=str(path), untrusted=True)
     with pytest.raises(DataError, match=r"(aborts\.npz|images-idx3-ubyte): killed its reader \(SIGABRT\).*data\.file_memory"):

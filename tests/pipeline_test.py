@@ -112,6 +112,19 @@ def test_images_without_labels_give_batches_without_labels():
     assert batches(1, unlabelled, 4)[0].keys() == {"image", "mask", "index"}
 
 
+@pytest.mark.parametrize("augment", [OFF, AugmentConfig(flip_horizontal=True, flip_vertical=True)])
+def test_a_segmentation_goes_with_its_image_row_by_row(augment):
+    images = np.random.default_rng(0).integers(0, 256, (12, 6, 5, 1), dtype=np.uint8)
+    data = Split(12, lambda rows: {"image": images[rows], "segmentation": images[rows, :, :, 0] // 100})
+    whole = batches(3, data, 6, augment)
+    for batch in whole:
+        assert (batch["segmentation"].dtype, batch["segmentation"].shape) == (np.int32, (6, 6, 5))
+        np.testing.assert_array_equal(batch["segmentation"], np.round(batch["image"][..., 0] * 255).astype(int) // 100)
+    stream = pipeline.training_batches(data, 255.0, 6, augment, None, 0, share=slice(2, 4))
+    np.testing.assert_array_equal(next(stream)["segmentation"], whole[0]["segmentation"][2:4])
+    stream.close()
+
+
 @pytest.mark.parametrize("levels", [2, 16, 256])
 def test_levels_put_changed_images_back_on_the_grid(levels):
     grid = np.arange(levels, dtype=np.float32) / np.float32(levels - 1)

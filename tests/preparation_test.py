@@ -96,7 +96,7 @@ def test_images_and_segmentations_are_columns_of_one_order(tmp_path, small):
     data = prepared.prepare(with_masks(), config, tmp_path)
     assert dict(data.skipped) == {
         "5.png": "unreadable",
-        "11.png": "a mask of (5, 4) pixels; expected those of its image, (6, 4)",
+        "11.png": "a mask of 5 x 4 pixels; expected 6 x 4, as its image has",
     }
     for split in data.splits.values():
         batch = split.read(np.arange(split.n))

@@ -1,8 +1,8 @@
 """Random changes of training images: stateless functions of (images, seed), on whole batches, in TensorFlow.
 
 The parameters are drawn first, then applied. All geometric changes of an image are multiplied into one matrix, so that
-its pixels are interpolated once. Geometry follows the eye: x to the right, y downwards, in pixels from the centre of the
-image; a positive angle turns the image counter-clockwise as seen, like `np.rot90`.
+its pixels are interpolated once; a segmentation follows by the same matrix. Geometry follows the eye: x to the right, y
+downwards, in pixels from the centre of the image; a positive angle turns the image counter-clockwise as seen, like `np.rot90`.
 """
 
 import math
@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
-from jaxtyping import Float32, Integer
+from jaxtyping import Float32, Integer, UInt8
 
 from vaejax.config import AugmentConfig
 
 Images = Float32[tf.Tensor, "B H W C"]
+Masks = UInt8[tf.Tensor, "B H W"]
 Matrices = Float32[tf.Tensor, "B 3 3"]
 Column = Float32[tf.Tensor, " B"]
 Uniform = Float32[tf.Tensor, "B 3"]
@@ -34,33 +35,23 @@ class Photometric(NamedTuple):
     change: Callable[[Images, tf.Tensor], Images]
 
 
-def augment(
-    images: Images,
-    seed: Integer[tf.Tensor, " 2"],
-    config: AugmentConfig,
-    batch: int | None = None,
-    share: slice = slice(None),
-) -> Images:
-    """Changes every image at random, as `config` asks; the same seed gives the same changes.
-
-    Args:
-        images: values in [0, 1].
-        seed: two integers, for example (seed of the run, step).
-        config: the largest change of each kind; off is exact identity.
-        batch: how many images the batch has that these are the rows `share` of; None: these are all.
-        share: they change as they would in the whole batch.
-
-    Returns:
-        Images of the same shape, clipped to [0, 1]. What comes from outside of an image is 0.
-    """
-    parameters = draw(config, tf.shape(images)[0] if batch is None else batch, seed)
-    return apply(images, {name: rows[share] for name, rows in parameters.items()})
+def augment(images: Images, seed: Integer[tf.Tensor, " 2"], config: AugmentConfig) -> Images:
+    """Changes every image at random, as `config` asks; the same seed gives the same changes: `apply` of what is drawn."""
+    return apply(images, draw(config, tf.shape(images)[0], seed))
 
 
-def draw(config: AugmentConfig, batch: int | tf.Tensor, seed: Integer[tf.Tensor, " 2"]) -> dict[str, tf.Tensor]:
+def draw(
+    config: AugmentConfig, batch: int | tf.Tensor, seed: Integer[tf.Tensor, " 2"], share: slice = slice(None)
+) -> dict[str, tf.Tensor]:
     """Draws the parameters of what `config` switches on, one row an image.
 
     Each operation has a seed of its own, by its place in `OPERATIONS`, so that switching one on changes no other.
+
+    Args:
+        config: the largest change of each kind; off is exact identity.
+        batch: images in the batch, B.
+        seed: two integers, for example (seed of the run, step).
+        share: the rows of the batch to give; they are what they would be in the whole batch.
 
     Returns:
         `rotate`: angle in degrees [B]; `zoom`: relative change of scale [B]; `crop`: the share cut away, then the place
@@ -73,21 +64,37 @@ def draw(config: AugmentConfig, batch: int | tf.Tensor, seed: Integer[tf.Tensor,
         if amount:
             own = tf.random.experimental.stateless_fold_in(seed, tf.constant(place, tf.int64), alg="philox")
             uniform = tf.random.stateless_uniform([batch, 3], own, alg="philox")
-            parameters[name] = operation.draw(uniform, amount)
+            parameters[name] = operation.draw(uniform, amount)[share]
     return parameters
 
 
 def apply(images: Images, parameters: dict[str, tf.Tensor]) -> Images:
-    """Changes each image by its row of `parameters` (see `draw`), in the order of `OPERATIONS`, and clips to [0, 1]."""
-    height, width = images.shape[1:3]
-    asked = [(operation, parameters[name]) for name, operation in OPERATIONS.items() if name in parameters]
-    matrices = [operation.matrix(value, (height, width)) for operation, value in asked if isinstance(operation, Geometric)]
-    if matrices:
-        images = _resample(images, _product(matrices))
-    for operation, value in asked:
-        if isinstance(operation, Photometric):
-            images = operation.change(images, value)
+    """Changes each image, of values in [0, 1], by its row of `parameters` (see `draw`), in the order of `OPERATIONS`.
+
+    Returns:
+        Images of the same shape, clipped to [0, 1]. What comes from outside of an image is 0.
+    """
+    images = _moved(images, parameters, "BILINEAR")
+    for name, operation in OPERATIONS.items():
+        if name in parameters and isinstance(operation, Photometric):
+            images = operation.change(images, parameters[name])
     return tf.clip_by_value(images, 0.0, 1.0)
+
+
+def apply_to_segmentation(masks: Masks, parameters: dict[str, tf.Tensor]) -> Masks:
+    """The classes of the pixels of images after `apply` with the same parameters: of the nearest pixel; 0 from outside."""
+    return _moved(masks[..., None], parameters, "NEAREST")[..., 0]
+
+
+def _moved(images: tf.Tensor, parameters: dict[str, tf.Tensor], interpolation: str) -> tf.Tensor:
+    """Images or masks [B, H, W, C] after all changes of place."""
+    height, width = images.shape[1:3]
+    matrices = [
+        operation.matrix(parameters[name], (height, width))
+        for name, operation in OPERATIONS.items()
+        if name in parameters and isinstance(operation, Geometric)
+    ]
+    return _resample(images, _product(matrices), interpolation) if matrices else images
 
 
 def _product(matrices: list[Matrices]) -> Matrices:
@@ -98,8 +105,8 @@ def _product(matrices: list[Matrices]) -> Matrices:
     return product
 
 
-def _resample(images: Images, matrices: Matrices) -> Images:
-    """Bilinear interpolation at `matrices` times each pixel's place; zeros outside."""
+def _resample(images: tf.Tensor, matrices: Matrices, interpolation: str) -> tf.Tensor:
+    """The values at `matrices` times each pixel's place; zeros outside."""
     height, width = images.shape[1:3]
     x, y = (width - 1) / 2, (height - 1) / 2
     # The kernel counts pixels from the top left corner: its shift is centre + shift - matrix * centre.
@@ -111,7 +118,7 @@ def _resample(images: Images, matrices: Matrices) -> Images:
         transforms=tf.stack(rows, axis=-1),
         output_shape=[height, width],
         fill_value=0.0,
-        interpolation="BILINEAR",
+        interpolation=interpolation,
         fill_mode="CONSTANT",
     )
 

@@ -1,7 +1,8 @@
 """Batches: the contract between images and models, and the pass over a split that evaluation makes.
 
-A batch is `{"image": float32[b, *spatial, c] in [0, 1], "mask": bool[b], "index": int32[b]}`, plus `"label": int32[b]` where
-known. `index` is the example's stable number in its split. Nothing here needs TensorFlow.
+A batch is `{"image": float32[b, *spatial, c] in [0, 1], "mask": bool[b], "index": int32[b]}`, plus `"label": int32[b]` and
+`"segmentation": int32[b, *spatial]`, the class of every pixel, where known. `mask` says which rows count, `index` is the
+example's stable number in its split. Nothing here needs TensorFlow.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,11 +23,13 @@ def batch_of(
     images: Float[np.ndarray, "b ..."],
     index: Int[np.ndarray, " b"] | None = None,
     label: Int[np.ndarray, " b"] | None = None,
+    segmentation: Int[np.ndarray, "b ..."] | None = None,
 ) -> Batch:
     """A full batch from an array of images in [0, 1]; `index` counts from 0 where it is left out."""
     index = np.arange(len(images)) if index is None else index
     batch = {"image": np.float32(images), "mask": np.ones(len(images), bool), "index": np.int32(index)}
-    return batch if label is None else batch | {"label": np.int32(label)}
+    known = {"label": label, "segmentation": segmentation}
+    return batch | {name: np.int32(values) for name, values in known.items() if values is not None}
 
 
 def evaluation(split: Split, white: float, batch_size: int, levels: int | None, share: slice = slice(None)) -> Iterator[Batch]:
@@ -51,7 +54,7 @@ def of_rows(split: Split, white: float, index: Int[np.ndarray, " b"], levels: in
     """A full batch of chosen examples of a split; arguments as for `evaluation`."""
     rows = split.read(index)
     image = quantize(np.asarray(rows["image"], np.float32) / np.float32(white), levels)
-    return {**rows, "image": image, "mask": np.ones(len(index), bool), "index": index.astype(np.int32)}
+    return {**rows, **batch_of(image, index, rows.get("label"), rows.get("segmentation"))}
 
 
 def quantize(images: Float[np.ndarray, "b ..."], levels: int | None) -> Float[np.ndarray, "b ..."]:

@@ -25,7 +25,11 @@ class DataConfig(Section):
     """Where the images come from, and what shape they take."""
 
     prefix = "data."
-    name: str = declare("mnist5k", "source: mnist5k, idx, medmnist, image_folder, volumes (DICOM, NIfTI), or tfds:NAME")
+    name: str = declare(
+        "mnist5k",
+        "source: mnist5k, idx, medmnist, image_folder, volumes (DICOM, NIfTI), arrays (.npy, .npz), manifest (a table of "
+        "files), or tfds:NAME",
+    )
     path: str | None = declare(None, "folder or file to read; a TFDS data directory for tfds:NAME; unused by mnist5k")
     image_size: tuple[int, ...] | None = declare(
         None, "(height, width) in pixels that every image takes; None: as found, if all agree", low=1, high=4096
@@ -414,6 +418,11 @@ class Config(Section):
         if self.data.image_size is not None:
             self.model.require_whole_patches(self.data.image_size)
         self._check_volumes()
+        if self.data.masks is not None and self.data.name not in ("image_folder", "volumes"):
+            raise ConfigError(
+                f"data.masks={self.data.masks!r}: is of data.name='image_folder' or 'volumes', and it is {self.data.name!r}; "
+                "arrays and a manifest name their own masks. Leave it out."
+            )
         if self.data.name not in _SOURCES and not self.data.name.startswith("tfds:"):
             raise ConfigError(f"data.name={self.data.name!r}: expected one of {', '.join(_SOURCES)}, or tfds:NAME.")
         if self.data.untrusted and self.data.name.startswith("tfds:"):
@@ -495,7 +504,7 @@ class Config(Section):
             )
 
 
-_SOURCES_WITH_PATH = ("idx", "medmnist", "image_folder", "volumes")
+_SOURCES_WITH_PATH = ("idx", "medmnist", "image_folder", "volumes", "arrays", "manifest")
 _SOURCES = ("mnist5k", *_SOURCES_WITH_PATH)
 
 

@@ -48,7 +48,8 @@ def training_batches(
 
     Returns:
         An iterator of {"image": float32[B, H, W, C] in [0, 1], "mask": bool[B], all true, "index": int32[B]}, and
-        whatever else the split has, such as "label": int32[B]; B counts the rows of `share`. The arrays are read-only.
+        whatever else the split has, such as "label": int32[B], and "segmentation": int32[B, H, W], which follows its image
+        through all changes; B counts the rows of `share`. The arrays are read-only.
 
     Raises:
         DataError: the split has fewer than `batch_size` images.
@@ -63,11 +64,13 @@ def training_batches(
     def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
         index = epoch_order(step * batch_size + tf.range(batch_size, dtype=tf.int64), split.n, seed)[share]
         columns = read(index)
-        images = tf.cast(columns["image"], tf.float32) / white
         own = tf.stack([tf.constant(seed, tf.int64), step])
-        images = augmentation.augment(images, own, augment, batch_size, share)
-        images = images if levels is None else quantize(images, levels)
-        return columns | {"image": images, "mask": tf.ones_like(index, tf.bool), "index": tf.cast(index, tf.int32)}
+        changes = augmentation.draw(augment, batch_size, own, share)
+        images = augmentation.apply(tf.cast(columns["image"], tf.float32) / white, changes)
+        columns["image"] = images if levels is None else quantize(images, levels)
+        if "segmentation" in columns:
+            columns["segmentation"] = tf.cast(augmentation.apply_to_segmentation(columns["segmentation"], changes), tf.int32)
+        return columns | {"mask": tf.ones_like(index, tf.bool), "index": tf.cast(index, tf.int32)}
 
     options = tf.data.Options()
     options.deterministic = True

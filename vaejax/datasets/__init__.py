@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vaejax.config import DataConfig
-from vaejax.datasets import beam, idx, image_folder, medmnist, mnist5k, tfds_name, volumes, workers
+from vaejax.datasets import arrays, beam, idx, image_folder, manifest, mnist5k, tfds_name, volumes, workers
 from vaejax.datasets.prepared import DataSet, Split, prepare
 from vaejax.datasets.source import Source
 from vaejax.errors import DataError
@@ -14,9 +14,11 @@ __all__ = ["DRIVERS", "SOURCES", "DataSet", "Split", "load"]
 SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "mnist5k": mnist5k.source,
     "idx": idx.source,
-    "medmnist": medmnist.source,
+    "medmnist": arrays.source,
     "image_folder": image_folder.source,
     "volumes": volumes.source,
+    "arrays": arrays.source,
+    "manifest": manifest.source,
     "tfds": tfds_name.source,
 }
 

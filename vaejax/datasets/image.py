@@ -1,59 +1,193 @@
 """One image: decoded from a file, brought to the asked number of channels and size. Depth is never changed."""
 
 import io
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import Num, UInt8, UInt16
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from vaejax.datasets import npy
+from vaejax.datasets.source import decoding, size_of
 from vaejax.errors import DataError
 
 WHITE = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
+
+MAX_BYTES = 512 * 2**20
+"""Of a file, and of the array that it claims."""
+MAX_PIXELS = 2**26
+"""Of the height times the width that a file claims, and of a tile of it."""
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"}
+"""How files that `decode` reads are called. It looks at their contents alone."""
+
 _LUMA = np.array((0.299, 0.587, 0.114))  # ITU-R BT.601
 # Pillow's mode -> the mode to convert it to
 _MODES = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB", "RGBA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}
+_BITS, _MEANING, _ORIENTATION, _PLANES, _TILE = 258, 262, 274, 284, (322, 323)  # tags of TIFF
 
 
 def decode(path: Path) -> Num[np.ndarray, "H W C"]:
-    """The pixels of a PNG or JPEG file, turned as its EXIF orientation says: uint8, or uint16 for 16-bit grey.
+    """The pixels of a PNG, JPEG, TIFF or NPY file: uint8, uint16, or float32 in [0, 1].
 
-    Grey gives 1 channel, grey with alpha 2, RGB and palettes 3, RGB with alpha 4; black and white becomes 0 and 255.
+    PNG, JPEG and TIFF: turned as their orientation says; uint8, or uint16 for 16-bit grey, and for 16-bit RGB of TIFF. Grey
+    gives 1 channel, grey with alpha 2, RGB and palettes 3, RGB with alpha 4; black and white becomes 0 and 255; a TIFF whose
+    0 is white is inverted. Several images in a PNG or TIFF are refused: nobody says what they are to each other.
+    NPY: one array [H, W] or [H, W, 1 to 4].
 
     Raises:
-        DataError: the bare reason why the file is unreadable.
+        DataError: the bare reason why the file is unreadable. Sizes are checked before memory is taken.
     """
+    with decoding("image"):
+        data = _read(path)
+        if data.startswith(npy.MAGIC):
+            return _of_array(npy.read(io.BytesIO(data), len(data), MAX_BYTES))
+        with _opened(data) as image:
+            return _pixels(image, data)
+
+
+def shape_of(path: Path) -> tuple[int, int]:
+    """Height and width of the image that `decode` gives; its pixels are not decoded.
+
+    Raises:
+        DataError: as `decode`, as far as it is known before them.
+    """
+    with decoding("image"):
+        data = _read(path)
+        if data.startswith(npy.MAGIC):
+            height, width, *_ = npy.shape_of(io.BytesIO(data), len(data))
+            return height, width
+        with _opened(data) as image:
+            across = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5  # Pillow turns a TIFF's at once
+            return (image.width, image.height) if across else (image.height, image.width)
+
+
+def decode_segmentation(path: Path) -> UInt8[np.ndarray, "H W"]:
+    """The class of every pixel, 0 for none, of a PNG, TIFF or NPY file: its grey values, the places in its palette, or 0 and 1.
+
+    Raises:
+        DataError: the bare reason: as for `decode`; a JPEG, whose compression invents classes; colours; or see `to_classes`.
+    """
+    with decoding("image"):
+        data = _read(path)
+        if data.startswith(npy.MAGIC):
+            values = npy.read(io.BytesIO(data), len(data), MAX_BYTES)
+        else:
+            with _opened(data) as image:
+                if image.format not in ("PNG", "TIFF"):
+                    raise DataError("a mask as JPEG, whose compression changes classes; expected PNG, TIFF or NPY")
+                if any(f"L;{bits}" in str(getattr(image, "tile", "")) for bits in (2, 4)):  # Pillow would stretch them
+                    raise DataError("a mask of 2 or 4 bits a pixel; expected 8")
+                values = np.array(ImageOps.exif_transpose(image)) if image.mode in ("P", "1") else _pixels(image, data)
+        if values.ndim == 3 and values.shape[-1] <= 4 and (values == values[..., :1]).all():
+            values = values[..., 0]
+        if values.ndim != 2:
+            raise DataError(f"a mask of shape {values.shape}; expected one class a pixel, [H, W]")
+        return to_classes(values)
+
+
+def to_classes(values: Num[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """The values of a mask as classes: themselves; where there are 0 and 255 alone, 0 and 1.
+
+    Raises:
+        DataError: the bare reason: values that are not whole, from 0 to 255; 255 beside other classes, which could be one of
+            them, or mean that nobody knows.
+    """
+    with np.errstate(invalid="ignore"):
+        classes = values.astype(np.uint8)
+    if not np.array_equal(classes, values):
+        raise DataError("a mask whose values are no classes; expected whole numbers from 0 to 255")
+    found = np.unique(classes)
+    if 255 not in found:
+        return classes
+    if found.size > 1 + (found[0] == 0):
+        raise DataError("a mask with 255 beside other classes; expected 0 and 255 alone, or classes below 255")
+    return classes // 255
+
+
+def check_mask(mask: UInt8[np.ndarray, "H W"], image: tuple[int, int]) -> None:
+    """Raises DataError, the bare reason, where a mask has not one class for each pixel of its image (height, width)."""
+    if mask.shape != image:
+        found, expected = (" x ".join(map(str, shape)) for shape in (mask.shape, image))
+        raise DataError(f"a mask of {found} pixels; expected {expected}, as its image has")
+
+
+def check_values(images: Num[np.ndarray, "..."]) -> None:
+    """Raises DataError, the bare reason, where an array is neither uint8 nor uint16 nor float in [0, 1]."""
+    if images.dtype.kind == "f":
+        if not (images.min() >= 0 and images.max() <= 1):  # false for NaN, too
+            raise DataError(f"expected values from 0 to 1, found {images.min()} to {images.max()}; rescale them")
+    elif images.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
+        raise DataError(f"expected uint8, uint16 or float of 0 to 1, found {images.dtype}")
+
+
+def native(images: Num[np.ndarray, "..."]) -> Num[np.ndarray, "..."]:
+    """Checked values as they are prepared: floats of any size as float32, and the machine's order of bytes."""
+    return np.asarray(images, np.float32 if images.dtype.kind == "f" else images.dtype.newbyteorder("="))
+
+
+def _read(path: Path) -> bytes:
+    if not size_of(path, MAX_BYTES):
+        raise DataError("an empty file")
+    return path.read_bytes()
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The file's one image, whose pixels nobody has read yet."""
     try:
-        data = path.read_bytes()
-        if not data:
-            raise DataError("an empty file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged EXIF is no reason
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-                return _pixels(image)
-    except DataError:
-        raise
+        opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF"))
     except UnidentifiedImageError:
-        raise DataError("neither a PNG nor a JPEG image") from None
-    except OSError as error:
-        raise DataError(error.strerror or str(error)) from error
-    except Exception as error:  # damaged files make decoders raise almost anything
-        raise DataError(f"{type(error).__name__}: {error}") from error
+        raise DataError("neither a PNG nor a JPEG, TIFF or NPY image") from None
+    with opened as image:
+        tags = getattr(image, "tag_v2", {})
+        tile = [int(tags.get(tag, 1)) for tag in _TILE]
+        if max(image.width * image.height, tile[0] * tile[1]) > MAX_PIXELS:
+            raise DataError(f"{image.height} x {image.width} pixels claimed; at most {MAX_PIXELS} are allowed")
+        count = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # a JPEG with previews
+        if count != 1:
+            raise DataError(f"{count} images in one file; expected one")
+        yield image
 
 
-def _pixels(image: Image.Image) -> Num[np.ndarray, "H W C"]:
+def _pixels(image: Image.Image, data: bytes) -> Num[np.ndarray, "H W C"]:
     stored = str(image.tile) if isinstance(image, ImageFile.ImageFile) else ""  # names the file's own format, like RGB;16B
+    tags = dict(getattr(image, "tag_v2", {}))
+    bits = tags.get(_BITS, (1,))
+    if image.mode == "RGB" and bits == (16, 16, 16):
+        return _deep_colour(tags, data)
+    deep = ";16" in stored or max(bits) > 8  # Pillow would keep the upper 8 bits only, or take 12 bits for 16
+    if deep and not (image.mode.startswith("I;16") and bits in ((1,), (16,))):
+        raise DataError("more than 8 bits a channel, and neither 16-bit grey nor, as TIFF, 16-bit RGB")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        return np.array(image).astype(np.uint16)[..., None]
-    if ";16B" in stored:  # Pillow would keep the upper 8 bits only
-        raise DataError("16 bits a channel in colour or with alpha; expected 8 bits, or 16-bit grey")
+        pixels = np.array(image).astype(np.uint16)[..., None]
+        return 65535 - pixels if tags.get(_MEANING) == 0 else pixels  # of 8 bits, Pillow does it
     if image.mode not in _MODES:
         raise DataError(f"a pixel format that is not supported ({image.mode})")
     pixels = np.array(image.convert(_MODES[image.mode]))
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _deep_colour(tags: dict[int, Any], data: bytes) -> UInt16[np.ndarray, "H W 3"]:
+    """RGB of 16 bits, of a TIFF, of which Pillow would keep the upper 8 bits only."""
+    try:
+        import imagecodecs
+    except ImportError:
+        raise DataError("16 bits a channel, which imagecodecs reads; install 'vaejax[medical]'") from None
+    if tags.get(_ORIENTATION, 1) != 1 or tags.get(_PLANES, 1) != 1:
+        raise DataError("16 bits a channel in colours that are turned by a tag, or in separate planes")
+    return imagecodecs.tiff_decode(data)
+
+
+def _of_array(values: np.ndarray) -> Num[np.ndarray, "H W C"]:
+    if values.ndim not in (2, 3) or 0 in values.shape or (values.ndim == 3 and values.shape[-1] > 4):
+        raise DataError(f"an array of shape {values.shape}; expected [H, W] or [H, W, 1 to 4]")
+    check_values(values)
+    return native(values if values.ndim == 3 else values[..., None])
 
 
 def to_channels(image: Num[np.ndarray, "H W C"], channels: int) -> Num[np.ndarray, "H W channels"]:

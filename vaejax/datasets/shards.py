@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Num, UInt8
 
 from vaejax.config import DataConfig
-from vaejax.datasets.image import resize, resize_segmentation, to_channels
+from vaejax.datasets.image import check_mask, resize, resize_segmentation, to_channels
 from vaejax.datasets.source import Examples
 from vaejax.errors import DataError
 
@@ -190,8 +190,7 @@ def _read(examples: Examples, i: int) -> tuple[np.ndarray, np.ndarray | None]:
     if examples.segmentation is None:
         return image, None
     mask = examples.segmentation(i)
-    if mask.shape != image.shape[:2]:
-        raise DataError(f"a mask of {mask.shape} pixels; expected those of its image, {image.shape[:2]}")
+    check_mask(mask, image.shape[:2])
     return image, mask
 
 

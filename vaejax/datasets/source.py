@@ -112,6 +112,16 @@ def decoding(kind: str) -> Iterator[None]:
             raise DataError(known or f"a damaged {kind} file ({type(error).__name__})") from None
 
 
+def example_name(split: str, examples: Examples, i: int) -> str:
+    """What an example is called in an error: its path, or its place."""
+    return examples.paths[i] if examples.paths else f"{split} image {i}"
+
+
+def first_of(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, for an error."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
 def files_in(folder: Path, pattern: str) -> list[Path]:
     """Files that match, sorted by path, without hidden ones and notes: each is an image or counts as unreadable."""
     # not is_file(): that is false for a broken link, which is to be reported

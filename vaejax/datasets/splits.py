@@ -1,53 +1,125 @@
-"""Fixed splits: what a source lacks of "val" and "test" is taken from its training images, in equal shares of every class."""
+"""Fixed splits: what a source lacks of "val" and "test" is taken from its training images, in equal shares of every class.
+
+Patients, where they are known, stay in one split; so do copies of an image, where somebody looks for them (`duplicates`).
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int, Num
 
-from vaejax.datasets.source import Examples, take
+from vaejax.datasets.source import Examples, example_name, take
 from vaejax.errors import DataError
+
+NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""What splits are called, in any case of letters, and what they become."""
+
+
+def by_name(examples: Examples, names: Sequence[str]) -> dict[str, Examples]:
+    """The examples apart by the split that each one names; all are "train" where none names any.
+
+    Raises:
+        DataError: the bare reason: an unknown name, names of some examples only, or no "train".
+    """
+    if not any(names):
+        return {"train": examples}
+    unknown = sorted({name for name in names if name.lower() not in NAMES})
+    if unknown:
+        found = f"{unknown[0]!r}" if unknown[0] else f"{sum(not name for name in names)} without any"
+        raise DataError(f"expected the splits train, val and test, found {found}.")
+    splits = np.array([NAMES[name.lower()] for name in names])
+    if "train" not in splits:
+        raise DataError("expected examples in the split train, found none.")
+    present = [split for split in ("train", "val", "test") if split in splits]
+    return {split: take(examples, np.flatnonzero(splits == split)) for split in present}
 
 
 def complete(splits: dict[str, Examples], fraction: float, label_names: tuple[str, ...] | None) -> dict[str, Examples]:
     """Adds "val" and "test" where they are absent: round(fraction * n) of the n training images each.
 
-    Where patients are known, it is that share of the patients, at least one, with all of their images. The choice depends on n
-    and the labels alone, never on a seed, and keeps the order of the source.
+    Where patients are known, it is that share of the patients, at least one, with all of their images; a patient's class is the
+    most frequent label. The choice depends on n and the labels alone, never on a seed, and keeps the order of the source.
 
     Raises:
-        DataError: too few images, or too few of a class, to be in every split.
+        DataError: too few images, or too few of a class, to be in every split; a patient who is in two splits.
     """
+    _check_patients(splits)
     train = splits["train"]
     missing = [split for split in ("test", "val") if split not in splits]
     if not missing:
         return splits
+    units, classes = _units(train)  # what stays together
+    n = units.max(initial=-1) + 1
+    count = round(fraction * n)
     if train.patients is not None:
-        return _by_patient(splits, train.patients, fraction, missing)
-    count = round(fraction * train.n)
-    _check(train, count, len(missing), label_names)
+        count = min(max(count, 1), max((n - 1) // len(missing), 1))
+    _check("images" if train.patients is None else "patients", n, classes, count, len(missing), label_names)
     chosen = {}
-    left = np.arange(train.n)
+    left = np.arange(n)
     for split in missing:
-        part = _stratified(left.size if train.labels is None else train.labels[left], count)
-        chosen[split] = take(train, left[part])
+        part = _stratified(left.size if classes is None else classes[left], count)
+        chosen[split] = take(train, np.flatnonzero(np.isin(units, left[part])))
         left = np.delete(left, part)
-    completed = splits | {"train": take(train, left)} | chosen
+    completed = splits | {"train": take(train, np.flatnonzero(np.isin(units, left) | (units < 0)))} | chosen
     return {split: completed[split] for split in ("train", "val", "test")}
 
 
-def _by_patient(splits: dict[str, Examples], patients: np.ndarray, fraction: float, missing: list[str]) -> dict[str, Examples]:
-    left = np.unique(patients[patients >= 0])
-    if len(left) <= len(missing):
+def pixel_hash(image: Num[np.ndarray, "..."]) -> str:
+    """sha256 hex of the type, shape and values of an image: the same for exact copies, whatever file they came from."""
+    header = f"{image.dtype.name} {image.shape} "
+    return hashlib.sha256(header.encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def duplicates(hashes: Mapping[str, Sequence[str]]) -> list[tuple[tuple[str, int], tuple[str, int]]]:
+    """Examples that have an exact copy in an earlier split, each with the first such copy.
+
+    Args:
+        hashes: the `pixel_hash` of every example of a split, in the order train, val, test.
+
+    Returns:
+        Pairs ((split, number), (earlier split, number)), in order.
+    """
+    seen: dict[str, tuple[str, int]] = {}
+    pairs = []
+    for split, own in hashes.items():
+        pairs += [((split, i), seen[one]) for i, one in enumerate(own) if one in seen]
+        for i, one in enumerate(own):
+            seen.setdefault(one, (split, i))
+    return pairs
+
+
+def _check_patients(splits: dict[str, Examples]) -> None:
+    """Raises DataError where a patient is in two splits, naming the first example in each."""
+    home: dict[int, tuple[str, int]] = {}
+    strays: dict[int, tuple[tuple[str, int], tuple[str, int]]] = {}
+    for split, examples in splits.items():
+        for i, patient in enumerate([] if examples.patients is None else examples.patients.tolist()):
+            first = home.setdefault(patient, (split, i))
+            if patient >= 0 and first[0] != split:
+                strays.setdefault(patient, (first, (split, i)))
+    if strays:
+        places = next(iter(strays.values()))
+        where = " and ".join(f"{example_name(split, splits[split], i)} ({split})" for split, i in places)
         raise DataError(
-            f"expected at least {len(missing) + 1} patients, one for every split, found {len(left)}: a patient's images stay "
-            "together. Add patients."
+            f"expected every patient in one split, found {len(strays)} in several, as {where}. Move all images of a patient "
+            "into one."
         )
-    count = min(max(round(fraction * len(left)), 1), (len(left) - 1) // len(missing))
-    chosen = {}
-    for split in missing:
-        part = _stratified(len(left), count)
-        chosen[split] = take(splits["train"], np.flatnonzero(np.isin(patients, left[part])))
-        left = np.delete(left, part)
-    completed = splits | {"train": take(splits["train"], np.flatnonzero(np.isin(patients, left) | (patients < 0)))} | chosen
-    return {split: completed[split] for split in ("train", "val", "test")}
+
+
+def _units(train: Examples) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"] | None]:
+    """The unit 0...m-1 of each training image, -1 for none, and the class of each unit: its most frequent label."""
+    if train.patients is None:
+        return np.arange(train.n), train.labels
+    known = train.patients >= 0
+    units = np.full(train.n, -1)
+    names, units[known] = np.unique(train.patients[known], return_inverse=True)
+    if train.labels is None:
+        return units, None
+    labels, label = np.unique(train.labels, return_inverse=True)
+    counts = np.zeros((len(names), len(labels)), np.int64)
+    np.add.at(counts, (units[known], label[known]), 1)
+    return units, labels[counts.argmax(axis=1)]
 
 
 def _stratified(labels: np.ndarray | int, count: int) -> np.ndarray:
@@ -62,18 +134,24 @@ def _stratified(labels: np.ndarray | int, count: int) -> np.ndarray:
     return np.sort(order[(2 * np.arange(count) + 1) * n // (2 * count)])
 
 
-def _check(train: Examples, count: int, missing: int, label_names: tuple[str, ...] | None) -> None:
-    labels = np.zeros(train.n, np.int32) if train.labels is None else train.labels
-    classes, sizes = np.unique(labels, return_counts=True)
-    if sizes.size and sizes.min() <= missing and train.labels is not None:
-        label = int(classes[sizes.argmin()])
-        name = label_names[label] if label_names else label
+def _check(
+    what: str, n: int, classes: np.ndarray | None, count: int, missing: int, label_names: tuple[str, ...] | None
+) -> None:
+    """Whether `n` images or patients are enough to set `count` of them apart `missing` times."""
+    if what == "patients" and n <= missing:
         raise DataError(
-            f"class {name}: expected at least {missing + 1} training images, one for every split, found {sizes.min()}. "
-            "Add images, leave the class out, or make the splits yourself."
+            f"expected at least {missing + 1} patients, one for every split, found {n}: a patient's images stay together. "
+            "Add patients."
         )
-    if count < classes.size or train.n - missing * count < classes.size or not train.n:
+    found, sizes = np.unique(np.zeros(n, np.int32) if classes is None else classes, return_counts=True)
+    if sizes.size and sizes.min() <= missing and classes is not None:
+        label = int(found[sizes.argmin()])
         raise DataError(
-            f"{train.n} training images of {classes.size} classes: expected at least one of each class in every split, "
-            f"found {count} images a split set apart. Add images or change data.validation_fraction."
+            f"class {label_names[label] if label_names else label}: expected at least {missing + 1} training {what}, one for "
+            f"every split, found {sizes.min()}. Add {what}, leave the class out, or make the splits yourself."
+        )
+    if count < found.size or n - missing * count < found.size or not n:
+        raise DataError(
+            f"{n} training {what} of {found.size} classes: expected at least one of each class in every split, "
+            f"found {count} {what} a split set apart. Add {what} or change data.validation_fraction."
         )

@@ -21,6 +21,7 @@ from jaxtyping import Float32, Num, Shaped, UInt8
 from vaejax.config import DataConfig
 from vaejax.datasets import geometry, isolation, workers
 from vaejax.datasets.geometry import Axis
+from vaejax.datasets.image import check_mask, decode_segmentation, to_classes
 from vaejax.datasets.source import Examples, Source, files_in, hash_files, reading
 from vaejax.errors import DataError
 
@@ -128,14 +129,20 @@ def source(config: DataConfig) -> Source:
     if not named:
         raise DataError(f"{root}: expected DICOM or NIfTI files, found none. Check data.path.")
     masks = None if config.masks is None else _masks(Path(config.masks), root)
-    asked = f"{hash_files(named)} {config.slice_axis} {config.slice_content} {config.window}"
+    contents = contents_of(named, config, None if masks is None else masks.items())
+    own = None if masks is None else {name: masks[stem] for name, _ in named if (stem := _stem(name)) in masks}
+    return Source(contents, None, lambda: {"train": examples(find(named, config), own, config)})
+
+
+def contents_of(files: Iterable[tuple[str, Path]], config: DataConfig, masks: Iterable[tuple[str, Path]] | None = None) -> str:
+    """sha256 hex of the files of volumes, and of the settings that say which images they give."""
+    asked = f"{hash_files(files)} {config.slice_axis} {config.slice_content} {config.window}"
     for name in _SINCE:
         value = getattr(config, name)
         asked += f" {name}={value}" if value != DataConfig.__dataclass_fields__[name].default else ""
     if masks is not None:
-        asked += f" masks={hash_files(masks.items())}"
-    contents = hashlib.sha256(asked.encode()).hexdigest()
-    return Source(contents, None, lambda: {"train": _examples(find(named, config), masks, config)})
+        asked += f" masks={hash_files(masks)}"
+    return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def require_libraries(asking: str) -> None:
@@ -283,7 +290,7 @@ class _Slice(NamedTuple):
     reason: str = ""
 
 
-def _examples(volumes: list[Volume], masks: dict[str, Path] | None, config: DataConfig) -> Examples:
+def examples(volumes: list[Volume], masks: dict[str, Path] | None, config: DataConfig) -> Examples:
     """The slices that are wanted and have content enough; a volume that cannot be read is one example that says why.
 
     They wait in files of a private temporary folder, so that no volume is decoded twice; it goes with what reads them here.
@@ -397,12 +404,12 @@ def _mask(volume: Volume, stack: Stack, masks: dict[str, Path], config: DataConf
     """The mask of a volume, cut as its slices are."""
     from vaejax.datasets import nifti
 
-    if not isinstance(stack.source, nifti.Volume):
-        raise DataError("a DICOM series, and data.masks is of NIfTI files. Convert it to NIfTI.")
-    path = masks.get(_stem(volume.paths[0]))
+    path = masks.get(volume.paths[0])
     if path is None:
         raise DataError("no mask of this relative path in data.masks")
     try:
+        if not isinstance(stack.source, nifti.Volume):
+            return _mask_of_frame(path, stack, config)
         mask = _of_nifti(path, config)
     except DataError as error:
         raise DataError(f"its mask: {error}") from None
@@ -412,10 +419,18 @@ def _mask(volume: Volume, stack: Stack, masks: dict[str, Path], config: DataConf
         raise DataError(f"its mask has {mask.source.voxels.shape[:3]} voxels; expected {stack.source.voxels.shape[:3]}")
     if np.linalg.norm(apart, axis=0).max() > _APART * min(stack.source.spacing):
         raise DataError("its mask lies elsewhere (another affine). Resample it to the grid of the image.")
-    classes = mask.voxels[..., 0]
-    if mask.voxels.shape[-1] != 1 or not np.isin(classes, np.arange(256)).all():
-        raise DataError("its mask has values that are no classes; expected whole numbers from 0 to 255")
-    return classes.astype(np.uint8)
+    if mask.voxels.shape[-1] != 1:
+        raise DataError("its mask is in colour")
+    return to_classes(mask.voxels[..., 0])
+
+
+def _mask_of_frame(path: Path, stack: Stack, config: DataConfig) -> UInt8[np.ndarray, "1 h w"]:
+    """The mask, an image file, of a DICOM file of one frame: pixel on pixel."""
+    if len(stack.voxels) != 1 or is_nifti(path.name):
+        raise DataError("of a DICOM series, or no image file; only a single frame has one. Convert both to NIfTI.")
+    mask = isolation.reader(decode_segmentation, config)(path)
+    check_mask(mask, stack.voxels.shape[1:3])
+    return mask[None]
 
 
 # --- files
