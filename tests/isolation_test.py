@@ -111,7 +111,7 @@ def test_a_folder_with_hostile_files_is_prepared_without_them(tmp_path, monkeypa
     assert sum(split.n for split in data.splits.values()) == 20
 
 
-@pytest.mark.parametrize(("module", "function"), [(arrays, "_read"), (idx, "_examples")])
+@pytest.mark.parametrize(("module", "function"), [(arrays, "read"), (idx, "_examples")])
 def test_a_file_that_is_a_whole_data_set_is_told_with_what_to_do(tmp_path, monkeypatch, module, function):
     for name in ("aborts.npz", "train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
         (tmp_path / name).touch()

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "vaejax"
 ORDER = (
     "errors", "fields",
     "config", "config_file", "hosts", "memory", "keys", "distributions",
-    "datasets", "batches", "augment", "pipeline",
+    "datasets", "studies", "batches", "augment", "pipeline",
     "networks", "models", "objectives", "optimizers", "metrics", "calibration", "resampling", "training",
     "checkpoints", "runs", "journal", "interruption", "progress", "privacy", "transfer", "experiment",
     "applications", "evaluation", "screening", "samplers", "latents", "segmentation",

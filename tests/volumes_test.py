@@ -48,11 +48,12 @@ def ramp(*shape: int) -> np.ndarray:
 
 
 def found(folder: Path) -> list[volumes.Volume]:
-    return volumes.find([(path.name, path) for path in sorted(folder.iterdir())], DataConfig(name="volumes", path=str(folder)))
+    return volumes.find([(path.name, path) for path in sorted(folder.iterdir())], DataConfig())
 
 
 def slices(volume: volumes.Volume, **fields) -> np.ndarray:
-    return volumes._cut(None, DataConfig(**fields), None, volume).blocks
+    images, _ = volumes._slices(volume, None, DataConfig(**fields), None)
+    return images
 
 
 def images(folder: Path, cache: Path, **fields) -> dict[str, np.ndarray]:
@@ -236,3 +237,175 @@ def test_the_hippocampus_is_prepared_by_patient(real_data, tmp_path):
     data = load(config(real_data / "hippocampus_msd" / "images", image_size=(48, 48)), tmp_path / "cache")
     assert data.image_shape == (48, 48, 1)
     assert sum(split.n for split in data.splits.values()) > 3_000
+
+
+# --- how volumes come in, and with which masks
+
+
+def cut(folder: Path, **fields):
+    return volumes.source(config(folder, **fields)).open()["train"]
+
+
+@pytest.fixture
+def three(tmp_path) -> Path:
+    """Volumes of 10 slices, the i-th of the value 10 i, at 1 x 2 x 3 mm."""
+    for number in range(3):
+        save_nifti(
+            tmp_path / "in" / f"{number}.nii", ramp(10)[None, None] * 10 + np.zeros((6, 4, 1), "i2"), np.diag([1, 2, 3, 1])
+        )
+    return tmp_path / "in"
+
+
+def test_a_range_of_slices_is_taken(three):
+    examples = cut(three, slice_range=(0.2, 0.5), window=(45, 90))
+    assert examples.n == 9
+    np.testing.assert_allclose([examples.read(i)[0, 0, 0] * 90 for i in range(3)], [20, 30, 40], rtol=1e-6)
+    assert [path.rpartition(" ")[2] for path in examples.paths[:3]] == ["2", "3", "4"]
+
+
+def test_slices_are_resampled_to_a_spacing(three):
+    assert cut(three).read(0).shape == (4, 6, 1)
+    assert cut(three, spacing=(1.0, 2.0)).read(0).shape == (8, 3, 1)
+    assert cut(three, spacing=(2.0, 1.0), slice_axis=1).n == 12
+    examples = cut(three, spacing=(2.0, 1.0, 6.0), window=(45, 90))  # every other slice, of two and a bit
+    assert examples.n == 15
+    middles = [examples.read(i)[0, 0, 0] * 90 for i in range(5)]
+    np.testing.assert_allclose(middles[1:4], [25, 45, 65], atol=1e-4)
+
+
+def test_a_spacing_needs_that_of_the_file(tmp_path):
+    for name, place in (("a", 0.0), ("b", 1.0), ("c", 5.0)):
+        save_dicom(tmp_path / "in" / name, ramp(3, 5), place, PixelSpacing=[1, 1])
+    assert cut(tmp_path / "in", spacing=(2.0, 1.0)).n == 3
+    with pytest.raises(DataError, match="the distance of its slices is unknown or not the same"):
+        cut(tmp_path / "in", spacing=(2.0, 1.0, 1.0))
+
+
+def test_a_block_has_its_slice_in_the_middle_and_neighbours_beside(three):
+    examples = cut(three, block=3, window=(45, 90))
+    blocks = np.stack([examples.read(i)[0, 0] for i in range(10)]) * 90
+    np.testing.assert_allclose(blocks[[0, 4, 9]], [[0, 0, 10], [30, 40, 50], [80, 90, 90]], atol=1e-4)
+    assert load(config(three, block=7), three.parent / "cache").image_shape == (4, 6, 7)
+
+
+def test_colours_have_no_blocks(tmp_path):
+    save_nifti(tmp_path / "a.nii", np.zeros((4, 4, 4), [(name, "u1") for name in "RGB"]))
+    with pytest.raises(DataError, match="in colour"):
+        cut(tmp_path, block=3)
+
+
+def test_percentiles_of_all_volumes_are_recorded(tmp_path):
+    rng = np.random.default_rng(0)
+    voxels = [rng.normal(1000 * number, 100, (12, 12, 12)).astype(np.float32) for number in range(4)]
+    for number, part in enumerate(voxels):
+        save_nifti(tmp_path / "in" / f"{number}.nii", part)
+    expected = np.percentile(voxels, volumes.PERCENTILES)
+    data = load(config(tmp_path / "in", normalize="dataset"), tmp_path / "cache")
+    np.testing.assert_allclose(data.window, expected, atol=5)
+    examples = cut(tmp_path / "in", normalize="dataset")
+    low, high = examples.window
+    grey = np.clip((voxels[2][::-1, ::-1, 0].T - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(examples.read(24)[..., 0], grey, atol=1e-5)
+    assert load(config(tmp_path / "in"), tmp_path / "cache").window is None
+
+
+def test_each_way_to_cut_has_contents_of_its_own(three):
+    """And the defaults of new fields leave those of old ones, so that runs outlive them."""
+    ways = [{}, {"slice_range": (0.0, 0.9)}, {"spacing": (1, 1)}, {"spacing": (1, 2)}, {"block": 3}, {"normalize": "dataset"}]
+    assert len({volumes.source(config(three, **way)).contents for way in ways}) == len(ways)
+    assert volumes.source(config(three)).contents == volumes.source(config(three, slice_range=(0, 1), block=1)).contents
+
+
+def test_a_volume_is_decoded_once(three, monkeypatch):
+    from vaejax.datasets import nifti
+
+    calls, decode = [], nifti.decode
+    monkeypatch.setattr(nifti, "decode", lambda path: calls.append(path) or decode(path))
+    load(config(three, slice_content=0.1, slice_axis=0), three.parent / "cache")
+    assert len(calls) == 3
+
+
+def test_masks_are_cut_and_turned_with_their_images(tmp_path):
+    """An image that is its own mask, in any orientation, at any spacing: one is where the other is."""
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        classes = (rng.uniform(size=(8, 9, 5)) > 0.5).astype(np.uint8) * (number + 1)
+        affine = np.array([[0, 0, -3.0, 9], [-1, 0, 0, 7], [0, 2, 0, 5], [0, 0, 0, 1]])
+        save_nifti(tmp_path / "in" / "a" / f"{number}.nii.gz", classes.astype(np.float32), affine)
+        save_nifti(tmp_path / "masks" / "a" / f"{number}.nii", classes, affine)
+    masks = str(tmp_path / "masks")
+    for axis in range(3):
+        examples = cut(tmp_path / "in", masks=masks, slice_axis=axis, window=(2, 4))
+        for i in range(examples.n):
+            mask = examples.segmentation(i)
+            assert mask.dtype == np.uint8
+            np.testing.assert_allclose(examples.read(i)[..., 0] * 4, mask, atol=1e-6)
+    coarse = cut(tmp_path / "in", masks=masks, window=(2, 4), spacing=(2.0, 1.5), block=3)
+    assert coarse.segmentation(0).shape == coarse.read(0).shape[:2]
+    assert set(np.unique(coarse.segmentation(0))) <= {0, 1}
+
+
+def _moved(affine: np.ndarray) -> np.ndarray:
+    return affine + 0.5 * np.eye(4, k=3)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "affine", "message"),
+    [(np.zeros((6, 4, 9), "u1"), None, r"its mask has \(6, 4, 9\) voxels; expected \(6, 4, 10\)"),
+     (np.zeros((6, 4, 10), "u1"), _moved(np.diag([1.0, 2, 3, 1])), "lies elsewhere"),
+     (np.full((6, 4, 10), 0.5), None, "no classes"), (np.full((6, 4, 10), 256.0), None, "no classes"),
+     (None, None, "no mask of this relative path")],
+    ids=["shape", "affine", "fractions", "large", "missing"],
+)  # fmt: skip
+def test_a_mask_that_does_not_fit_is_told_like_an_unreadable_image(three, voxels, affine, message):
+    masks = three.parent / "masks"
+    for number in range(3 if voxels is not None else 2):
+        fits = number < 2
+        mask = np.zeros((6, 4, 10), "u1") if fits else voxels
+        save_nifti(masks / f"{number}.nii", mask, np.diag([1, 2, 3, 1]) if fits or affine is None else affine)
+    examples = cut(three, masks=str(masks))
+    assert examples.n == 21
+    for read in (examples.read, examples.segmentation):
+        with pytest.raises(DataError, match=message):
+            read(20)
+
+
+def test_masks_are_elsewhere_one_a_volume_and_of_nifti(three, tmp_path):
+    with pytest.raises(DataError, match=r"data\.masks=.*expected a folder"):
+        cut(three, masks=str(tmp_path / "none"))
+    (three / "labels").mkdir()
+    with pytest.raises(DataError, match=r"lies in data\.path"):
+        cut(three, masks=str(three / "labels"))
+    for suffix in (".nii", ".nii.gz"):
+        save_nifti(tmp_path / "twice" / f"1{suffix}", np.zeros((6, 4, 10), "u1"))
+    with pytest.raises(DataError, match=r"1\.nii and 1\.nii\.gz are masks of one volume"):
+        cut(three, masks=str(tmp_path / "twice"))
+    save_dicom(tmp_path / "dicom" / "a", ramp(3, 5))
+    with pytest.raises(DataError, match=r"no mask of this relative path"):
+        cut(tmp_path / "dicom", masks=str(three))
+
+
+def test_other_masks_are_other_contents(three, tmp_path):
+    contents = set()
+    for value in range(2):
+        for number in range(3):
+            save_nifti(tmp_path / "masks" / f"{number}.nii", np.full((6, 4, 10), value, "u1"))
+        contents.add(volumes.source(config(three, masks=str(tmp_path / "masks"))).contents)
+    assert len(contents | {volumes.source(config(three)).contents}) == 3
+
+
+@pytest.mark.parametrize("fields", [{"slice_range": (0.5, 0.5)}, {"slice_range": (0.1,)}, {"spacing": (1.0,)}, {"block": 4}])
+def test_fields_of_volumes_have_their_number_of_values(tmp_path, fields):
+    from vaejax.config import from_dict
+
+    with pytest.raises(ConfigError, match=rf"data\.{next(iter(fields))}=.*expected"):
+        from_dict({"data": {"name": "volumes", "path": str(tmp_path), **fields}})
+
+
+def test_labels_of_the_hippocampus_lie_on_their_images(real_data):
+    folder = real_data / "hippocampus_msd"
+    examples = cut(folder / "images", masks=str(folder / "labels"), spacing=(1.0, 1.0), slice_range=(0.4, 0.6))
+    assert examples.n > 500
+    classes = [set(np.unique(examples.segmentation(i))) for i in range(0, examples.n, 10)]
+    assert set.union(*classes) == {0, 1, 2}
+    assert all(examples.segmentation(i).shape == examples.read(i).shape[:2] for i in range(0, examples.n, 10))

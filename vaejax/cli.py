@@ -132,6 +132,14 @@ def _parser() -> argparse.ArgumentParser:
         "images beside their reconstructions",
         "vaejax reconstruct runs/quickstart --split=val",
     )
+    reconstruct.add_argument(
+        "--input",
+        metavar="PATH",
+        help="a PNG, JPEG or NIfTI file, or a folder with such or DICOM series: their reconstructions in their own geometry",
+    )
+    reconstruct.add_argument(
+        "--identify", action="store_true", help="DICOM results keep the patient and study of their source; default: nameless"
+    )
     interpolate = _run_verb(
         verbs, "interpolate", _interpolate, "lines between images", "vaejax interpolate runs/quickstart --n=8 --steps=12"
     )
@@ -401,6 +409,10 @@ def _reconstruct(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from vaejax import gallery
 
     run, output = _open(arguments)
+    if arguments.input:
+        ids = gallery.reconstruct_studies(run, output, arguments.best, arguments.input, arguments.identify)
+        print(f"written: {len(ids)} studies in {output}; studies.json there says which is which")
+        return
     gallery.reconstruct(run, output, arguments.best, arguments.split, arguments.n, arguments.seed)
     print(f"written: {output / 'reconstructions.png'}, reconstructions.npz")
 

@@ -25,7 +25,11 @@ class DataConfig(Section):
     """Where the images come from, and what shape they take."""
 
     prefix = "data."
-    name: str = declare("mnist5k", "source: mnist5k, idx, medmnist, image_folder, volumes (DICOM, NIfTI), or tfds:NAME")
+    name: str = declare(
+        "mnist5k",
+        "source: mnist5k, idx, medmnist, image_folder, volumes (DICOM, NIfTI), arrays (.npy, .npz), manifest (a table of "
+        "files), or tfds:NAME",
+    )
     path: str | None = declare(None, "folder or file to read; a TFDS data directory for tfds:NAME; unused by mnist5k")
     image_size: tuple[int, ...] | None = declare(
         None, "(height, width) in pixels that every image takes; None: as found, if all agree", low=1, high=4096
@@ -71,7 +75,7 @@ class DataConfig(Section):
         high=1_000.0,
     )
     block: int = declare(
-        1, "volumes: neighbouring slices in the channels, each slice in the middle of its own block", low=1, high=64
+        1, "volumes: an odd number of neighbouring slices in the channels, each in the middle of a block", low=1, high=63
     )
     normalize: str = declare(
         "volume",
@@ -457,6 +461,11 @@ class Config(Section):
         if self.data.image_size is not None:
             self.model.require_whole_patches(self.data.image_size)
         self._check_volumes()
+        if self.data.masks is not None and self.data.name not in ("image_folder", "volumes"):
+            raise ConfigError(
+                f"data.masks={self.data.masks!r}: is of data.name='image_folder' or 'volumes', and it is {self.data.name!r}; "
+                "arrays and a manifest name their own masks. Leave it out."
+            )
         if self.data.name not in _SOURCES and not self.data.name.startswith("tfds:"):
             raise ConfigError(f"data.name={self.data.name!r}: expected one of {', '.join(_SOURCES)}, or tfds:NAME.")
         if self.data.untrusted and self.data.name.startswith("tfds:"):
@@ -490,6 +499,8 @@ class Config(Section):
             raise ConfigError(f"data.window={data.window!r}: expected (centre, width), the width at least 1.")
         if len(data.slice_range) != 2 or data.slice_range[0] >= data.slice_range[1]:
             raise ConfigError(f"data.slice_range={data.slice_range!r}: expected (first, last), such as (0.25, 0.75).")
+        if data.block % 2 == 0:
+            raise ConfigError(f"data.block={data.block!r}: expected an odd number, so that a slice has a middle to be in.")
         if data.spacing is not None and len(data.spacing) not in (2, 3):
             raise ConfigError(f"data.spacing={data.spacing!r}: expected (row, column) or (row, column, slice) in mm.")
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 
 from vaejax import batches as batching
 from vaejax import checkpoints, hosts, keys, optimizers, training, transfer
@@ -106,6 +106,13 @@ def evaluation_batches(run: Run, split: str, batch_size: int, draw: int = 0, sha
 def rows(run: Run, split: str, index: Int[np.ndarray, " b"], draw: int = 0) -> Batch:
     """Chosen images of a split, as evaluation sees them."""
     (batch,) = _fixed(run, iter([batching.of_rows(run.data.splits[split], run.data.white, index, grid(run))]), split, draw)
+    return batch
+
+
+def outside(run: Run, images: Float32[np.ndarray, "b h w c"], index: Int[np.ndarray, " b"]) -> Batch:
+    """Images of no split, in [0, 1], as evaluation sees those of one; `index` tells their draws where they are binarised."""
+    grey = batching.batch_of(batching.quantize(images, grid(run)), index)
+    (batch,) = _fixed(run, iter([grey]), "no split", draw=0)
     return batch
 
 

@@ -1,16 +1,17 @@
 """What a trained run can show, as files: a PNG grid to look at and an NPZ of the same images to work with."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 
-from vaejax import experiment, latents, report, runs, samplers, segmentation
-from vaejax.applications import embedding
+from vaejax import experiment, latents, report, runs, samplers, segmentation, studies
+from vaejax.applications import embedding, reconstruction
 from vaejax.errors import DataError
 from vaejax.models import Latents, Params
 from vaejax.runs import Run
@@ -48,6 +49,29 @@ def reconstruct(run: Run, output: epath.Path, best: bool, split: str, n: int, se
     images, restored = np.asarray(batch["image"]), report.draw_reconstructions(run.model, trained.params, batch)
     arrays = {"images": images, "reconstructions": restored, "index": np.asarray(batch["index"])}
     report.save(output, "reconstructions", report.pairs(images, restored), arrays)
+
+
+def reconstruct_studies(run: Run, output: epath.Path, best: bool, path: str, identify: bool) -> list[str]:
+    """Writes the reconstruction of every study in a file or folder, in its own geometry and units, and studies.json.
+
+    Returns:
+        the ids of the studies, of which studies.json says where they lay.
+    """
+    if run.model.classes is not None:
+        raise DataError(f"--input={path}: the run is conditional, and nobody knows the labels. Take one that is not.")
+    params = experiment.restore(run, best).params
+    decoded = jax.jit(lambda images: reconstruction.reconstruct(run.model, params, images))
+
+    def compute(images: Float32[np.ndarray, "b h w c"], index: Int[np.ndarray, " b"]) -> jax.Array:
+        return decoded(experiment.outside(run, images, index)["image"])
+
+    folder, written = Path(output), dict[str, list[str]]()
+    opened = studies.read(Path(path), run.config.data, run.data)
+    for study, images in studies.results(opened, compute, run.config.evaluation.batch_size):
+        study.save(folder, study.units(study.back(images)), "reconstruction", identify)
+        written.setdefault(study.id, []).extend(study.paths)
+    studies.write_index(folder, written)
+    return list(written)
 
 
 def interpolate(run: Run, output: epath.Path, best: bool, split: str, n: int, seed: int, steps: int) -> None:

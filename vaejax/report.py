@@ -75,7 +75,12 @@ def write(run: Run, best: bool = False) -> epath.Path:
 
 
 def grid(images: Float[np.ndarray, "r c h w ch"]) -> Image.Image:
-    """Rows and columns of images in [0, 1], with 1 to 4 channels, on white; small images are enlarged without blurring."""
+    """Rows and columns of images in [0, 1] on white; small images are enlarged without blurring.
+
+    Up to 4 channels are grey, colour and alpha; of more, a block of slices, the middle one is shown.
+    """
+    if images.shape[-1] > 4:
+        images = images[..., images.shape[-1] // 2 :][..., :1]
     rows, columns, height, width, channels = images.shape
     scale = max(PICTURE_SIDE // max(height, width), 1)
     tiles = np.uint8(np.round(np.clip(images, 0.0, 1.0) * 255.0)).repeat(scale, axis=2).repeat(scale, axis=3)

@@ -1,8 +1,8 @@
 """Plain arrays: an .npy of images, or an .npz of images and what is known of them, such as MedMNIST's (https://medmnist.com)."""
 
 import difflib
+import functools
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,11 +42,12 @@ def source(config: DataConfig) -> Source:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "none"
         raise DataError(f"{path}: expected a file of arrays (.npz, as of MedMNIST, or .npy), found {found}. Check data.path.")
-    return Source(hash_files([(path.name, path)]), None, lambda: _open(path, config))
+    return Source(hash_files([(path.name, path)]), None, lambda: isolation.data_set(read, config, path))
 
 
-def _open(path: Path, config: DataConfig) -> dict[str, Examples]:
-    found = _mapped(path) if _is_npy(path) else isolation.data_set(_read, config, path)
+def read(path: Path) -> dict[str, Examples]:
+    """The splits in a file. Raises DataError as `source` does."""
+    found = _arrays(path)
     try:
         parts = _parts(found)
         examples = {prefix: _examples(prefix, fields) for prefix, fields in parts.items()}
@@ -62,33 +63,26 @@ def _open(path: Path, config: DataConfig) -> dict[str, Examples]:
         raise DataError(f"{path}: {error}") from None
 
 
-def _is_npy(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(npy.MAGIC)) == npy.MAGIC
-
-
-def _mapped(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return {"images": npy.mapped(path)}
-    except DataError as error:
-        raise DataError(f"{path}: {error}.") from None
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays that have a meaning here, by name."""
     try:
+        with path.open("rb") as file:
+            if file.read(len(npy.MAGIC)) == npy.MAGIC:
+                return {"images": npy.mapped(path)}
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in npy.members(archive) if _known(name)]
-            return {name.replace("masks", "segmentation"): npy.member(archive, name, MAX_BYTES) for name in names}
+            names = {name: name.replace("masks", "segmentation") for name in npy.members(archive) if _known(name)}
+            if len(set(names.values())) < len(names):
+                raise DataError("expected masks or segmentation, found both")
+            return {meaning: npy.member(archive, name, MAX_BYTES) for name, meaning in names.items()}
     except DataError as error:
         raise DataError(f"{path}: {error}.") from None
-    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # damaged files make zipfile raise almost anything
         raise DataError(f"{path}: expected an .npz of plain arrays, found something else ({error}). Fetch it again.") from error
 
 
 def _known(name: str) -> bool:
     """Whether an array has a meaning here. Raises DataError where its name is but nearly that of one."""
-    near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.85)
+    near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.8)
     if near and near[0] != name:
         raise DataError(f"found the array {name}. Did you mean {near[0]}")
     return bool(near)
@@ -122,10 +116,14 @@ def _examples(prefix: str, fields: _Fields) -> Examples:
     flat = flat if flat.ndim == 4 else flat[..., None]
     return Examples(
         len(flat),
-        lambda i: native(flat[i]),
+        functools.partial(_image, flat),
         None if labels is None else labels.repeat(len(flat) // n),
         segmentation=None if masks is None else masks.reshape(flat.shape[:3]).__getitem__,
     )
+
+
+def _image(images: Num[np.ndarray, "n H W C"], i: int) -> Num[np.ndarray, "H W C"]:
+    return native(images[i])
 
 
 def _check_images(prefix: str, images: Num[np.ndarray, "..."]) -> None:

@@ -4,6 +4,7 @@ All changes of size are separable and affine along each axis: another spacing, s
 indices of the centres of voxels. Integers and bools are classes: they take the nearest value; floats are interpolated.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -45,11 +46,11 @@ def same(n: int) -> Axis:
 
 
 def spaced(n: int, spacing: float, asked: float) -> Axis:
-    """Points at `asked` mm along `n` voxels at `spacing` mm: as many as cover their extent best, about the same middle."""
+    """Points at `asked` mm along `n` voxels at `spacing` mm: as many as cover them all, about the same middle."""
     step = asked / spacing
     if abs(step - 1.0) < _SAME:
         return same(n)
-    points = max(1, round(n / step))
+    points = max(1, math.ceil(n / step - _SAME))
     return Axis(n, 0, points, points, (n - 1) / 2 - step * (points - 1) / 2, step)
 
 

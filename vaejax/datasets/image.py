@@ -4,10 +4,11 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Num, UInt8
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from jaxtyping import Num, UInt8, UInt16
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vaejax.datasets import npy
 from vaejax.datasets.source import decoding, size_of
@@ -26,7 +27,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"}
 _LUMA = np.array((0.299, 0.587, 0.114))  # ITU-R BT.601
 # Pillow's mode -> the mode to convert it to
 _MODES = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB", "RGBA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}
-_BITS, _MEANING, _TILE = 258, 262, (322, 323)  # tags of TIFF
+_BITS, _MEANING, _ORIENTATION, _PLANES, _TILE = 258, 262, 274, 284, (322, 323)  # tags of TIFF
 
 
 def decode(path: Path) -> Num[np.ndarray, "H W C"]:
@@ -48,6 +49,22 @@ def decode(path: Path) -> Num[np.ndarray, "H W C"]:
             return _pixels(image, data)
 
 
+def shape_of(path: Path) -> tuple[int, int]:
+    """Height and width of the image that `decode` gives; its pixels are not decoded.
+
+    Raises:
+        DataError: as `decode`, as far as it is known before them.
+    """
+    with decoding("image"):
+        data = _read(path)
+        if data.startswith(npy.MAGIC):
+            height, width, *_ = npy.shape_of(io.BytesIO(data), len(data))
+            return height, width
+        with _opened(data) as image:
+            across = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5  # Pillow turns a TIFF's at once
+            return (image.width, image.height) if across else (image.height, image.width)
+
+
 def decode_segmentation(path: Path) -> UInt8[np.ndarray, "H W"]:
     """The class of every pixel, 0 for none, of a PNG, TIFF or NPY file: its grey values, the places in its palette, or 0 and 1.
 
@@ -62,8 +79,10 @@ def decode_segmentation(path: Path) -> UInt8[np.ndarray, "H W"]:
             with _opened(data) as image:
                 if image.format not in ("PNG", "TIFF"):
                     raise DataError("a mask as JPEG, whose compression changes classes; expected PNG, TIFF or NPY")
+                if any(f"L;{bits}" in str(getattr(image, "tile", "")) for bits in (2, 4)):  # Pillow would stretch them
+                    raise DataError("a mask of 2 or 4 bits a pixel; expected 8")
                 values = np.array(ImageOps.exif_transpose(image)) if image.mode in ("P", "1") else _pixels(image, data)
-        if values.ndim == 3 and (values == values[..., :1]).all():
+        if values.ndim == 3 and values.shape[-1] <= 4 and (values == values[..., :1]).all():
             values = values[..., 0]
         if values.ndim != 2:
             raise DataError(f"a mask of shape {values.shape}; expected one class a pixel, [H, W]")
@@ -80,7 +99,7 @@ def to_classes(values: Num[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     with np.errstate(invalid="ignore"):
         classes = values.astype(np.uint8)
     if not np.array_equal(classes, values):
-        raise DataError("a mask whose values are no whole numbers from 0 to 255")
+        raise DataError("a mask whose values are no classes; expected whole numbers from 0 to 255")
     found = np.unique(classes)
     if 255 not in found:
         return classes
@@ -89,10 +108,10 @@ def to_classes(values: Num[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     return classes // 255
 
 
-def check_mask(mask: UInt8[np.ndarray, "..."], image: Num[np.ndarray, "... C"]) -> None:
-    """Raises DataError, the bare reason, where a mask has not one class for each pixel of its image, or of its volume."""
-    if mask.shape != image.shape[:-1]:
-        found, expected = (" x ".join(map(str, shape)) for shape in (mask.shape, image.shape[:-1]))
+def check_mask(mask: UInt8[np.ndarray, "H W"], image: tuple[int, int]) -> None:
+    """Raises DataError, the bare reason, where a mask has not one class for each pixel of its image (height, width)."""
+    if mask.shape != image:
+        found, expected = (" x ".join(map(str, shape)) for shape in (mask.shape, image))
         raise DataError(f"a mask of {found} pixels; expected {expected}, as its image has")
 
 
@@ -139,7 +158,7 @@ def _pixels(image: Image.Image, data: bytes) -> Num[np.ndarray, "H W C"]:
     tags = dict(getattr(image, "tag_v2", {}))
     bits = tags.get(_BITS, (1,))
     if image.mode == "RGB" and bits == (16, 16, 16):
-        return _deep_colour(image, data)
+        return _deep_colour(tags, data)
     deep = ";16" in stored or max(bits) > 8  # Pillow would keep the upper 8 bits only, or take 12 bits for 16
     if deep and not (image.mode.startswith("I;16") and bits in ((1,), (16,))):
         raise DataError("more than 8 bits a channel, and neither 16-bit grey nor, as TIFF, 16-bit RGB")
@@ -153,18 +172,15 @@ def _pixels(image: Image.Image, data: bytes) -> Num[np.ndarray, "H W C"]:
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-def _deep_colour(image: Image.Image, data: bytes) -> Num[np.ndarray, "H W 3"]:
+def _deep_colour(tags: dict[int, Any], data: bytes) -> UInt16[np.ndarray, "H W 3"]:
     """RGB of 16 bits, of a TIFF, of which Pillow would keep the upper 8 bits only."""
     try:
         import imagecodecs
     except ImportError:
         raise DataError("16 bits a channel, which imagecodecs reads; install 'vaejax[medical]'") from None
-    pixels = imagecodecs.tiff_decode(data)
-    if (pixels.shape, pixels.dtype) != ((image.height, image.width, 3), np.uint16):
-        raise DataError("colours of 16 bits in separate planes; expected them pixel by pixel")
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        raise DataError("colours of 16 bits that are turned by a tag; save them upright")
-    return pixels
+    if tags.get(_ORIENTATION, 1) != 1 or tags.get(_PLANES, 1) != 1:
+        raise DataError("16 bits a channel in colours that are turned by a tag, or in separate planes")
+    return imagecodecs.tiff_decode(data)
 
 
 def _of_array(values: np.ndarray) -> Num[np.ndarray, "H W C"]:

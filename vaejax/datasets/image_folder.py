@@ -3,8 +3,7 @@
 Masks, where there are any, lie in a folder of their own, which is laid out in the same way.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from jaxtyping import UInt8
 
 from vaejax.config import DataConfig
 from vaejax.datasets import isolation
-from vaejax.datasets.image import decode, decode_segmentation
+from vaejax.datasets.image import check_mask, decode, decode_segmentation, shape_of
 from vaejax.datasets.source import Examples, Source, files_in, first_of, hash_files, reading
 from vaejax.datasets.splits import NAMES
 from vaejax.errors import DataError
@@ -60,20 +59,20 @@ def _examples(
 
 def of_files(files: Sequence[tuple[str, Path]], masks: Sequence[Path] | None, config: DataConfig) -> Examples:
     """Files of an image each (name and path), and those of their masks, as examples without labels."""
-    segmentation = functools.partial(_mask, isolation.reader(decode_segmentation, config))
-    return Examples(
-        len(files),
-        reading(isolation.reader(decode, config), [path for _, path in files]),
-        paths=tuple(name for name, _ in files),
-        segmentation=reading(segmentation, masks) if masks else None,
-    )
+    names, paths = zip(*files, strict=True)
+    read, read_mask = isolation.reader(decode, config), isolation.reader(_mask_of, config)
+    segmentation = None if masks is None else reading(read_mask, list(zip(paths, masks, strict=True)))
+    return Examples(len(files), reading(read, paths), paths=names, segmentation=segmentation)
 
 
-def _mask(read: Callable[[Path], UInt8[np.ndarray, "H W"]], path: Path) -> UInt8[np.ndarray, "H W"]:
+def _mask_of(files: tuple[Path, Path]) -> UInt8[np.ndarray, "H W"]:
+    """The mask of an image, from (the image's file, the mask's)."""
     try:
-        return read(path)
+        mask = decode_segmentation(files[1])
+        check_mask(mask, shape_of(files[0]))
     except DataError as error:
         raise DataError(f"its mask: {error}") from None
+    return mask
 
 
 def _masks(root: Path, folder: Path, names: list[str]) -> dict[str, Path]:

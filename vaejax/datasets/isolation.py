@@ -5,17 +5,18 @@ It is no prison for a decoder that was taken over: that process may still read a
 """
 
 import functools
-import multiprocessing
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from vaejax.config import DataConfig
+from vaejax.datasets import workers
 from vaejax.errors import DataError
 
 Arguments = ParamSpec("Arguments")
@@ -61,9 +62,10 @@ def isolated(limits: Limits, function: Callable[..., Answer], *arguments: Any) -
         Exceeded: it took more than `limits`, or the process died.
         Exception: what `function` raises.
     """
-    child = _running.get(limits)
+    key = (threading.get_ident(), limits)  # a thread waits for its own answers alone
+    child = _running.get(key)
     if child is None or not child.process.is_alive():
-        child = _running[limits] = _started(limits)
+        child = _running[key] = _started(limits)
     try:
         child.connection.send((function, arguments))
         answer = child.connection.recv()
@@ -76,17 +78,16 @@ def isolated(limits: Limits, function: Callable[..., Answer], *arguments: Any) -
 
 
 class _Child(NamedTuple):
-    process: SpawnProcess
+    process: ForkServerProcess
     connection: Connection
 
 
-_running: dict[Limits, _Child] = {}
+_running: dict[tuple[int, Limits], _Child] = {}
 
 
 def _started(limits: Limits) -> _Child:
-    context = multiprocessing.get_context("spawn")  # a fork would take this process's memory and locks along
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, limits), daemon=True)
+    ours, theirs = workers.context().Pipe()
+    process = workers.context().Process(target=_serve, args=(theirs, limits), daemon=True)
     process.start()
     theirs.close()  # so that the end of the process is the end of the pipe
     return _Child(process, ours)

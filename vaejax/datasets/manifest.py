@@ -71,6 +71,7 @@ def source(config: DataConfig) -> Source:
 def _open(
     table: Path, rows: list[Row], labels: Int32[np.ndarray, " rows"] | None, of_volumes: bool, config: DataConfig
 ) -> dict[str, Examples]:
+    """The splits."""
     examples, row = (_slices if of_volumes else _images)(table.parent, rows, config)
     if rows[0].patient:
         owners = np.unique([one.patient for one in rows], return_inverse=True)[1][row]
@@ -86,7 +87,8 @@ def _open(
 def _images(root: Path, rows: list[Row], config: DataConfig) -> tuple[Examples, Int[np.ndarray, " n"]]:
     """The examples, and the row of each."""
     masks = [root / row.mask for row in rows] if rows[0].mask else None
-    return image_folder.of_files([(row.path, root / row.path) for row in rows], masks, config), np.arange(len(rows))
+    files = [(row.path, root / row.path) for row in rows]
+    return image_folder.of_files(files, masks, config), np.arange(len(rows))
 
 
 def _slices(root: Path, rows: list[Row], config: DataConfig) -> tuple[Examples, Int[np.ndarray, " n"]]:

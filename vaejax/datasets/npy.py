@@ -53,6 +53,11 @@ def read(stream: BinaryIO, held: int, most: int) -> np.ndarray:
     return content.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
+def shape_of(stream: BinaryIO, held: int) -> tuple[int, ...]:
+    """The shape of the array of a stream, whose values are not read. Raises DataError as `read`."""
+    return _header(stream, held).shape
+
+
 def mapped(path: Path) -> np.ndarray:
     """The array of a .npy file, mapped into memory, so that it may be of any size.
 
@@ -96,12 +101,12 @@ def _header(stream: BinaryIO, held: int) -> _Header:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[np.lib.format.read_magic(stream)]
         header = _Header(*read_header(stream))
-    except (ValueError, KeyError):
+    except Exception:  # damaged headers make NumPy raise almost anything
         raise DataError("no array of NumPy's format") from None
     if header.dtype.hasobject:
         raise DataError("Python objects, which are never read; expected plain arrays")
     if not header.dtype.itemsize or min(header.shape, default=0) < 0:
         raise DataError("an array of no possible size")
-    if header.size > held:
+    if header.size > held - stream.tell():
         raise DataError(f"an array of {header.size} bytes claimed, more than the file can hold")
     return header

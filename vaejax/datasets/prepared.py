@@ -115,8 +115,11 @@ def _alone(work: Path) -> Iterator[Path]:
     try:
         yield work
         shutil.rmtree(work)
-    except Exception:
-        shutil.rmtree(work, ignore_errors=True)
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, workers.Lost):  # else an interruption
+            shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            work.rmdir()  # where nothing is done yet
         raise
     finally:
         os.close(handle)

@@ -17,11 +17,8 @@ from pydicom.sequence import Sequence
 from pydicom.valuerep import DSfloat
 
 from vaejax.datasets import dicom
-from vaejax.datasets.source import decoding
+from vaejax.datasets.source import NOTICE, decoding
 from vaejax.errors import DataError
-
-NOTICE = "derived, not for diagnosis"
-"""What every result says of itself."""
 
 _IRREGULAR = 0.01  # share by which the gaps between slices may differ
 _KEPT = (uid.CTImageStorage, uid.MRImageStorage)  # classes that results of theirs fit in; others become secondary captures
@@ -40,10 +37,9 @@ _TECHNICAL: dict[
     },
     uid.SecondaryCaptureImageStorage: {},
 }
-_GEOMETRY = ("FrameOfReferenceUID", "PositionReferenceIndicator")
 _STUDY = ("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 _PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
-_READ = ["SOPClassUID", "SOPInstanceUID", "Modality", *_GEOMETRY, *_STUDY, *_PATIENT]
+_READ = ["SOPClassUID", "SOPInstanceUID", "FrameOfReferenceUID", *_STUDY, *_PATIENT]
 _READ += [keyword for keywords in _TECHNICAL.values() for keyword in keywords]
 _PADDING = 0  # the stored value of what is not known
 
@@ -76,7 +72,11 @@ class Series(NamedTuple):
 
 
 def decode(paths: Iterable[Path], read: Callable[[Path], dicom.Picture] = dicom.decode) -> Series:
-    """The frames of all files of a series, each by `read`, sorted by position where they have one, else as `paths` are.
+    """The frames of all files of a series, sorted by position where they have one, else in the order of `paths`.
+
+    Args:
+        paths: of its files.
+        read: decodes one of them.
 
     Raises:
         DataError: the bare reason why a file is unreadable, or the frames are of several sizes.
@@ -134,6 +134,7 @@ def save(folder: Path, values: Shaped[np.ndarray, "n h w ..."], series: Series, 
         DataError: values that DICOM cannot hold, or a source without the identifiers that a reference needs.
     """
     stored, slope, intercept = _stored(values)
+    padded = values.dtype.kind == "f" and bool(np.isnan(values).any())
     folder.mkdir(parents=True, exist_ok=True)
     own, written = uid.generate_uid(), []
     for i in range(len(values)):
@@ -141,7 +142,7 @@ def save(folder: Path, values: Shaped[np.ndarray, "n h w ..."], series: Series, 
             source = dcmread(series.frames[i].path, stop_before_pixels=True, force=True, specific_tags=_READ)
             data = _derived(source, series, i, name, identify)
             data.SeriesInstanceUID = own
-            _put_pixels(data, stored[i], slope, intercept, np.isnan(values).any() if values.dtype.kind == "f" else False)
+            _put_pixels(data, stored[i], slope, intercept, padded)
             written.append(folder / f"{i + 1:04}.dcm")
             data.save_as(written[-1], enforce_file_format=True)
     return written
@@ -218,10 +219,8 @@ def _put_owner(data: Dataset, source: Dataset, identify: bool) -> None:
 
 def _put_geometry(data: Dataset, source: Dataset, series: Series, i: int) -> None:
     """The place of the i-th frame (C.7.6.2), as far as it is known."""
-    for keyword in _GEOMETRY:
-        setattr(data, keyword, source.get(keyword))
-    if not data.FrameOfReferenceUID:
-        del data.FrameOfReferenceUID
+    if source.get("FrameOfReferenceUID"):
+        data.FrameOfReferenceUID, data.PositionReferenceIndicator = source.FrameOfReferenceUID, None
     if series.positions is not None:
         data.ImagePositionPatient = [_decimal(x) for x in series.positions[i]]
     if series.orientations is not None:

@@ -185,7 +185,7 @@ def _read(examples: Examples, i: int) -> tuple[np.ndarray, np.ndarray | None]:
     if examples.segmentation is None:
         return image, None
     mask = examples.segmentation(i)
-    check_mask(mask, image)
+    check_mask(mask, image.shape[:2])
     return image, mask
 
 

@@ -20,6 +20,9 @@ Item = TypeVar("Item")
 NOTES = {".txt", ".md", ".csv", ".json"}
 """Suffixes of what data sets bring along beside their images."""
 
+NOTICE = "derived, not for diagnosis"
+"""What a result in the place of a source says of itself, where its format has room."""
+
 
 class Examples(NamedTuple):
     """A split as its source holds it: nothing is read before `read(i)`.

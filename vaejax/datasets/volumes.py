@@ -4,9 +4,14 @@ A volume is decoded to a `Stack` of slices in its own units; `scale_of`, `axes_o
 steps from there to prepared images, and `Stack.unstacked` and `Scale.units` the way back (`vaejax.studies`).
 """
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterable
+import math
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +22,7 @@ from vaejax.config import DataConfig
 from vaejax.datasets import geometry, isolation, workers
 from vaejax.datasets.geometry import Axis
 from vaejax.datasets.image import check_mask, decode_segmentation, to_classes
-from vaejax.datasets.source import Examples, Source, files_in, hash_files
+from vaejax.datasets.source import Examples, Source, files_in, hash_files, reading
 from vaejax.errors import DataError
 
 PERCENTILES = (0.5, 99.5)
@@ -160,20 +165,18 @@ def is_nifti(name: str) -> bool:
     return name.lower().endswith((".nii", ".nii.gz"))
 
 
-def find(files: Iterable[tuple[str, Path]], config: DataConfig) -> list[Volume]:
-    """The volumes that files (name and path) are of, sorted; nothing but headers is read, in `config.workers` processes.
+def find(files: Sequence[tuple[str, Path]], config: DataConfig) -> list[Volume]:
+    """The volumes that files (name and path) are of, sorted; nothing but headers is read.
 
     Raises:
         DataError: a series of several patients.
     """
-    named = sorted(files)
-    found = [
-        Volume((name,), (path,), name, functools.partial(_of_nifti, path, config)) for name, path in named if is_nifti(name)
-    ]
+    whole = [file for file in files if is_nifti(file[0])]
+    parts = [file for file in files if not is_nifti(file[0])]
+    found = [Volume((name,), (path,), name, functools.partial(_of_nifti, path, config)) for name, path in whole]
     series: dict[str, list[tuple[str, Path, str | None]]] = {}
-    parts = [(name, path) for name, path in named if not is_nifti(name)]
-    headers = workers.each(functools.partial(_grouping, config), parts, config.workers)
-    for (name, path), (own, patient) in zip(parts, headers, strict=True):
+    groupings = workers.each(functools.partial(_grouping, config), parts, config.workers)
+    for (name, path), (own, patient) in zip(parts, groupings, strict=True):
         series.setdefault(own, []).append((name, path, patient))
     for own, members in series.items():
         names, paths, patients = zip(*members, strict=True)
@@ -264,101 +267,115 @@ def _measured(volumes: list[Volume], config: DataConfig) -> tuple[float, float] 
 
 
 def _quantiles(volume: Volume) -> Num[np.ndarray, " q"] | None:
-    """Of a volume's voxels; None where they are not wanted, or cannot be read, which is told when its slices are."""
+    """What stands for the voxels of a volume; None where it has a window, or colours, or cannot be read."""
     try:
         stack = volume.read()
-        wanted = not stack.own and stack.voxels.shape[-1] == 1
-        return np.quantile(_finite(stack), np.linspace(0.0, 1.0, _QUANTILES)) if wanted else None
-    except DataError:
+        if stack.own or stack.voxels.shape[-1] > 1:
+            return None
+        return np.quantile(_finite(stack), np.linspace(0.0, 1.0, _QUANTILES))
+    except DataError:  # told when its slices are read
         return None
 
 
 # --- examples
 
 
-class Slices(NamedTuple):
-    """A volume cut up.
+class _Slice(NamedTuple):
+    """An example: of which volume, which slice, where its image begins in the volume's file, its mask behind; or why not."""
 
-    Attributes:
-        blocks: every slice, with its neighbours in the channels where they are wanted.
-        content: the share of pixels of each that are not dark.
-        segmentation: the classes of their pixels; None where no masks are wanted.
-    """
-
-    blocks: Float32[np.ndarray, "n h w c"]
-    content: Float32[np.ndarray, " n"]
-    segmentation: UInt8[np.ndarray, "n h w"] | None
+    volume: int
+    place: int
+    shape: tuple[int, ...] = ()
+    start: int = 0
+    reason: str = ""
 
 
 def examples(volumes: list[Volume], masks: dict[str, Path] | None, config: DataConfig) -> Examples:
     """The slices that are wanted and have content enough; a volume that cannot be read is one example that says why.
 
-    Every volume is read once to see which, in `config.workers` processes, and again for its images: so memory is that of one
-    volume a process, and nothing is to be kept on disk.
+    They wait in files of a private temporary folder, so that no volume is decoded twice; it goes with what reads them here.
     """
     measured = _measured(volumes, config) if config.normalize == "dataset" and not config.window else None
-    cut = functools.partial(_cut, masks, config, measured)
-    found = list(workers.each(functools.partial(_wanted, cut, config), volumes, config.workers))
-    unreadable = {number for number, (_, reason) in enumerate(found) if reason}
-    if len(unreadable) == len(volumes):
-        raise DataError(f"none of {len(volumes)} volumes can be read ({volumes[0].paths[0]}: {found[0][1]}). Check data.path.")
-    chosen = [(number, place) for number, (places, _) in enumerate(found) for place in places]
-    if not chosen:
-        raise DataError(
-            f"data.slice_content={config.slice_content}: no slice in data.slice_range={config.slice_range} has as much. "
-            "Choose less, or a wider range."
-        )
-    owners = sorted({volume.patient for number, volume in enumerate(volumes) if number not in unreadable})
+    with contextlib.ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="vaejax-"))  # mode 0700
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        write = functools.partial(_written, folder, masks, config, measured)
+        parts = list(workers.each(write, list(enumerate(volumes)), config.workers))
+        chosen = [part for slices in parts for part in slices]
+        reasons = {part.volume: part.reason for part in chosen if part.reason}
+        if len(reasons) == len(volumes):
+            raise DataError(
+                f"none of {len(volumes)} volumes can be read ({volumes[0].paths[0]}: {reasons[0]}). Check data.path."
+            )
+        if not chosen:
+            raise DataError(
+                f"data.slice_content={config.slice_content}: no slice in data.slice_range={config.slice_range} has as much. "
+                "Choose less, or a wider range."
+            )
+        read = reading(functools.partial(_image, folder), chosen)
+        segmentation = reading(functools.partial(_segmentation, folder), chosen) if masks is not None else None
+        weakref.finalize(read, stack.pop_all().close)  # not of its copies in other processes
+    owners = sorted({volume.patient for number, volume in enumerate(volumes) if number not in reasons})
     numbers = {owner: number for number, owner in enumerate(owners)}  # what is unreadable is nobody's, and stays in train
-    patients = np.array([-1 if number in unreadable else numbers[volumes[number].patient] for number, _ in chosen])
-    paths = tuple(f"{volumes[number].paths[0]}, slice {place}" for number, place in chosen)
-    reader = _Reader(cut, [(volumes[number], place) for number, place in chosen])
-    return Examples(len(chosen), reader.image, None, paths, patients, None if masks is None else reader.segmentation, measured)
+    patients = np.array([-1 if part.volume in reasons else numbers[volumes[part.volume].patient] for part in chosen])
+    paths = tuple(f"{volumes[part.volume].paths[0]}, slice {part.place}" for part in chosen)
+    return Examples(len(chosen), read, None, paths, patients, segmentation, measured)
 
 
-class _Reader:
-    """The i-th slice of those chosen. The volume read last is kept: slices are read one after the other."""
-
-    def __init__(self, cut: Callable[[Volume], Slices], chosen: list[tuple[Volume, int]]) -> None:
-        self._cut, self._chosen = cut, chosen
-        self._held: tuple[Volume, Slices] | None = None
-
-    def __reduce__(self) -> tuple:  # pickled without what is held
-        return _Reader, (self._cut, self._chosen)
-
-    def image(self, i: int) -> Float32[np.ndarray, "h w c"]:
-        return self._slices(i).blocks[self._chosen[i][1]]
-
-    def segmentation(self, i: int) -> UInt8[np.ndarray, "h w"]:
-        segmentation = self._slices(i).segmentation
-        assert segmentation is not None  # nobody asks where no masks are wanted
-        return segmentation[self._chosen[i][1]]
-
-    def _slices(self, i: int) -> Slices:
-        volume, _ = self._chosen[i]
-        if self._held is None or self._held[0] is not volume:
-            self._held = None  # before the next is read: two may be too much
-            self._held = volume, self._cut(volume)
-        return self._held[1]
+def _written(
+    folder: Path,
+    masks: dict[str, Path] | None,
+    config: DataConfig,
+    measured: tuple[float, float] | None,
+    numbered: tuple[int, Volume],
+) -> list[_Slice]:
+    """Writes the wanted slices of a volume; says where they are, or why there are none."""
+    number, volume = numbered
+    try:
+        images, segmentation = _slices(volume, masks, config, measured)
+        blocks = blocks_of(images, config.block)
+    except DataError as error:
+        return [_Slice(number, 0, reason=str(error))]
+    written = []
+    with (folder / str(number)).open("wb") as file:
+        for place in _wanted(images, config):
+            written.append(_Slice(number, place, blocks.shape[1:], file.tell()))
+            file.write(blocks[place].tobytes())
+            file.write(b"" if segmentation is None else segmentation[place].tobytes())
+    return written
 
 
-def _cut(masks: dict[str, Path] | None, config: DataConfig, measured: tuple[float, float] | None, volume: Volume) -> Slices:
+def _image(folder: Path, part: _Slice) -> Float32[np.ndarray, "H W C"]:
+    return _kept(folder, part, part.start, np.float32, part.shape)
+
+
+def _segmentation(folder: Path, part: _Slice) -> UInt8[np.ndarray, "H W"]:
+    return _kept(folder, part, part.start + 4 * math.prod(part.shape), np.uint8, part.shape[:2])
+
+
+def _kept(folder: Path, part: _Slice, start: int, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of an example, or why there is none."""
+    if part.reason:
+        raise DataError(part.reason)
+    return np.fromfile(folder / str(part.volume), dtype, math.prod(shape), offset=start).reshape(shape)
+
+
+def _slices(
+    volume: Volume, masks: dict[str, Path] | None, config: DataConfig, measured: tuple[float, float] | None
+) -> tuple[Float32[np.ndarray, "n h w c"], UInt8[np.ndarray, "n h w"] | None]:
+    """The slices of a volume, and the classes of their pixels where masks are wanted."""
     stack = volume.read()
     axes = axes_of(stack, config)
     segmentation = None if masks is None else geometry.there(_mask(volume, stack, masks, config), axes)
-    images = images_of(stack, axes, scale_of(stack, config, measured))
-    return Slices(blocks_of(images, config.block), (images > DARK).mean(axis=(1, 2, 3)), segmentation)
+    return images_of(stack, axes, scale_of(stack, config, measured)), segmentation
 
 
-def _wanted(cut: Callable[[Volume], Slices], config: DataConfig, volume: Volume) -> tuple[list[int], str]:
-    """The slices in the range asked for with content enough; or the first alone, and why the volume cannot be read."""
-    try:
-        content = cut(volume).content
-    except DataError as error:
-        return [0], str(error)
-    middles = (np.arange(len(content)) + 0.5) / len(content)
+def _wanted(images: Float32[np.ndarray, "n h w c"], config: DataConfig) -> list[int]:
+    """The slices in the range asked for with content enough."""
+    middles = (np.arange(len(images)) + 0.5) / len(images)
     within = (middles >= config.slice_range[0]) & (middles <= config.slice_range[1])
-    return [int(place) for place in np.flatnonzero(within & (content >= config.slice_content))], ""
+    content = (images > DARK).mean(axis=(1, 2, 3))
+    return [int(place) for place in np.flatnonzero(within & (content >= config.slice_content))]
 
 
 # --- masks
@@ -411,9 +428,9 @@ def _mask_of_frame(path: Path, stack: Stack, config: DataConfig) -> UInt8[np.nda
     """The mask, an image file, of a DICOM file of one frame: pixel on pixel."""
     if len(stack.voxels) != 1 or is_nifti(path.name):
         raise DataError("of a DICOM series, or no image file; only a single frame has one. Convert both to NIfTI.")
-    mask = isolation.reader(decode_segmentation, config)(path)[None]
-    check_mask(mask, stack.voxels)
-    return mask
+    mask = isolation.reader(decode_segmentation, config)(path)
+    check_mask(mask, stack.voxels.shape[1:3])
+    return mask[None]
 
 
 # --- files
@@ -439,7 +456,7 @@ def _of_nifti(path: Path, config: DataConfig) -> Stack:
     """
     from vaejax.datasets import nifti
 
-    slice_axis, decoded = config.slice_axis, isolation.reader(nifti.decode, config)(path)
+    decoded, slice_axis = isolation.reader(nifti.decode, config)(path), config.slice_axis
     count = int(np.prod(decoded.voxels.shape[3:-1] if decoded.colour else decoded.voxels.shape[3:]))
     if count != 1:
         raise DataError(f"{count} volumes in one file; expected one")

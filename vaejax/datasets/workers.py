@@ -2,13 +2,16 @@
 
 import collections
 import concurrent.futures
+import functools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
 from vaejax.errors import DataError
@@ -16,11 +19,25 @@ from vaejax.errors import DataError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+
+class Lost(DataError):
+    """A process was killed from outside; what was done before is done."""
+
+
 _AHEAD = 4  # items a process that may wait: enough to keep it busy, and few enough to keep memory flat
 
 
 Driver = Callable[[Callable[[Any], None], Sequence[Any], int], Iterator[None]]
 """How a function is called for many items: `each`, or `vaejax.datasets.beam.each`."""
+
+
+@functools.cache
+def context() -> ForkServerContext:
+    """What starts new processes: quickly, from one that has imported this package, and has nothing else of this process."""
+    context = multiprocessing.get_context("forkserver")
+    decoders = [f"{__package__}.{name}" for name in ("dicom", "nifti")] if "pydicom" in sys.modules else []
+    context.set_forkserver_preload([__package__, *decoders])
+    return context
 
 
 def each(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
@@ -30,17 +47,16 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], workers: int
     not forks of this one, whose threads they would not have; and they end when this process does, however it ends.
 
     Raises:
-        DataError: a process was killed.
+        Lost: a process was killed.
         Exception: what `function` raises first, in the order of items.
     """
     workers = min(workers or os.cpu_count() or 1, len(items))
     if workers <= 1:
         yield from map(function, items)
         return
-    context = multiprocessing.get_context("spawn")
-    theirs, ours = context.Pipe(duplex=False)
+    theirs, ours = context().Pipe(duplex=False)
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _begin, (theirs, function)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context(), _begin, (theirs, function)) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(_call, item))
@@ -49,7 +65,7 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], workers: int
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise DataError(
+            raise Lost(
                 f"one of {workers} worker processes was killed, perhaps for want of memory. The same command goes on from what "
                 f"is done; choose fewer data.workers than {workers} if it happens again."
             ) from error
