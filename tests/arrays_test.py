@@ -105,6 +105,9 @@ def test_volumes_with_channels_and_patients(tmp_path):
     (part,) = saved(tmp_path, images=images, patients=np.array([8, 5, 8])).values()
     np.testing.assert_array_equal(stack(part), images.reshape(-1, 5, 6, 2))
     np.testing.assert_array_equal(part.patients, np.repeat([1, 0, 1], 7))
+    found = saved(tmp_path, images=images, split=np.array(["test", "train", "test"]))
+    np.testing.assert_array_equal(stack(found["train"]), images[1])
+    np.testing.assert_array_equal(stack(found["test"]), images[[0, 2]].reshape(-1, 5, 6, 2))
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,6 @@ def read(stream: BinaryIO, held: int, most: int) -> np.ndarray:
         if len(part) < wanted:
             raise DataError(f"an array that is cut short after {first + len(part)} of {header.size} bytes")
         content[first : first + wanted] = np.frombuffer(part, np.uint8)
-    stream.read(1)  # at its end, a member of a zip file checks its sum
     return content.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
