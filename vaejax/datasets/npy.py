@@ -5,6 +5,7 @@ Nothing is ever unpickled.
 
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -100,6 +101,8 @@ def _header(stream: BinaryIO, held: int) -> _Header:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[np.lib.format.read_magic(stream)]
         header = _Header(*read_header(stream))
+    except (zipfile.BadZipFile, zlib.error, EOFError):  # the archive's fault
+        raise
     except Exception:  # damaged headers make NumPy raise almost anything
         raise DataError("no array of NumPy's format") from None
     if header.dtype.hasobject:
