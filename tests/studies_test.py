@@ -157,6 +157,7 @@ def test_a_mask_comes_back_to_its_volume(tmp_path, codes, size, fields):
     image = nibabel.load(file)
     assert np.abs(image.affine - nibabel.load(tmp_path / "a.nii.gz").affine).max() < MAX_AFFINE_ERROR
     assert image.get_data_dtype() == np.uint8
+    assert image.header["descrip"].item() == b"mask: derived, not for diagnosis"
     inside, found = np.isfinite(study.back(study.images)), np.asarray(image.dataobj)
     assert inside.all() == (fields.get("resize") != "crop")
     assert not found[~inside].any()
@@ -387,7 +388,7 @@ def test_the_list_of_paths_is_its_owners_alone(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Run:
+def run(tmp_path_factory, compiled_quickly) -> Run:
     """On blocks of three slices, with its first weights."""
     folder, rng = tmp_path_factory.mktemp("run"), np.random.default_rng(0)
     for number in range(4):

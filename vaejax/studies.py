@@ -199,7 +199,9 @@ def _writer(stack: Stack) -> Callable[[Path, np.ndarray, str, bool], list[Path]]
 
         def write(path: Path, values: np.ndarray, name: str, identify: bool) -> list[Path]:
             file = path.with_name(path.name + ".nii.gz")
-            nifti.save(file, values, header.affine, header._replace(colour=header.colour and values.ndim == 4))
+            nifti.save(
+                file, values, header.affine, header._replace(colour=header.colour and values.ndim == 4), f"{name}: {NOTICE}"
+            )
             return [file]
 
         return write
