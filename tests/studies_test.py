@@ -428,10 +428,14 @@ def test_a_run_reconstructs_a_folder_in_the_geometry_of_its_files(run, series, t
 
 
 def test_what_cannot_be_reconstructed_is_told_without_a_traceback(run, tmp_path, capsys):
+    save_nifti(tmp_path / "0.nii", np.arange(60.0).reshape(3, 4, 5))
     (tmp_path / "a.nii").write_bytes(b"no volume")
     for path, message in ((tmp_path / "none", "found none"), (tmp_path, "a.nii: not a NIfTI file")):
         assert cli.main(["reconstruct", str(run.directory), f"--input={path}", f"--output={tmp_path / 'out'}"]) == 1
         assert message in capsys.readouterr().err
+    (written,) = json.loads((tmp_path / "out" / "studies.json").read_text()).items()
+    assert written[1] == ["0.nii"]
+    assert (tmp_path / "out" / f"{written[0]}_reconstruction.nii.gz").exists()
 
 
 def test_a_picture_of_blocks_shows_the_slice(run):

@@ -145,8 +145,8 @@ def _found(path: Path, config: DataConfig) -> list[Volume]:
         raise DataError(f"{path}: expected a file or folder of images, found none.")
     named = [(path.name, path)] if path.is_file() else volumes.named_in(path)
     pictures = [(name, file) for name, file in named if file.suffix.lower() in _PICTURES]
-    others = [pair for pair in named if pair not in pictures]
-    if not pictures and not others:
+    others = [(name, file) for name, file in named if file.suffix.lower() not in _PICTURES]
+    if not named:
         raise DataError(f"{path}: expected PNG, JPEG, NIfTI or DICOM files, found none.")
     if others:
         volumes.require_libraries(str(path))

@@ -128,7 +128,7 @@ def source(config: DataConfig) -> Source:
     asked = f"{hash_files(named)} {config.slice_axis} {config.slice_content} {config.window}"
     for name in _SINCE:
         value = getattr(config, name)
-        asked += f" {name}={value}" if value != DataConfig.__dataclass_fields__[name].default else ""
+        asked += f" {name}={value}" if value != getattr(DataConfig, name) else ""
     if masks is not None:
         asked += f" masks={hash_files(masks.items())}"
     contents = hashlib.sha256(asked.encode()).hexdigest()
