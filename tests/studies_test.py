@@ -2,6 +2,7 @@
 
 import json
 import stat
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -123,6 +124,19 @@ def test_studies_are_opened_one_by_one(tmp_path):
     assert next(reading).paths == ("a.nii",)
     with pytest.raises(DataError, match=r"b\.nii: not a NIfTI file"):
         next(reading)
+
+
+def test_memory_does_not_grow_with_the_number_of_studies(tmp_path):
+    peaks = []
+    for n in (2, 8):
+        for number in range(n):
+            save_nifti(tmp_path / str(n) / f"{number}.nii", np.full((40, 40, 40), number, np.float32))
+        reading = studies.read(tmp_path / str(n), DataConfig(), data(40, 40))
+        tracemalloc.start()
+        assert sum(study.images.shape == (40, 40, 40, 1) for study in reading) == n
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 @pytest.mark.parametrize("name", ["none", "."])
