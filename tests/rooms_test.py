@@ -33,7 +33,7 @@ OWNERS = {
     "ml_collections": {"config"},
     "argparse": {"cli"},
     "pydicom": {"datasets", "privacy"},
-    "nibabel": {"datasets"},
+    "nibabel": {"datasets", "privacy"},
     "imagecodecs": {"datasets", "privacy"},
 }
 """What one room, or a few, stand for, so that a change of it stays there."""

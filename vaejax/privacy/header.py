@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from typing import Any, NamedTuple
 
-from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -67,7 +67,7 @@ def rebuilt(data: Dataset, rules: Rules, counts: Counter[str]) -> Dataset:
     """A header with what may stay of `data` and its sequences, pixels aside; `counts` is added to."""
     result = Dataset()
     for tag in list(data.keys()):
-        keyword = keyword_for_tag(tag)
+        keyword = _keyword(tag)
         if tag.is_private:
             counts["private"] += 1
         elif keyword not in PIXELS:
@@ -92,6 +92,12 @@ def declared(header: Dataset, rules: Rules, masked: bool) -> None:
     header.LongitudinalTemporalInformationModified = "MODIFIED"
     if masked:
         header.BurnedInAnnotation = "NO"
+
+
+def _keyword(tag: BaseTag) -> str:
+    """The name of a field; nothing for overlays and curves, whose names stand for many fields."""
+    keyword = keyword_for_tag(tag)
+    return keyword if keyword and tag_for_keyword(keyword) == tag else ""
 
 
 def _treated(data: Dataset, tag: BaseTag, keyword: str, rules: Rules, counts: Counter[str]) -> tuple[str, DataElement | None]:
