@@ -119,6 +119,7 @@ def test_what_stays_by_name_is_known_to_the_standard():
         profile.EMPTIED,
         profile.DUMMIES,
         profile.SEQUENCES,
+        profile.CODES,
         profile.TABLES,
     )
     assert len(set(profile.names())) == sum(map(len, tables))  # no field is in two of them
@@ -201,6 +202,16 @@ def test_references_lead_to_what_they_meant(tmp_path):
         == target.file_meta.MediaStorageSOPInstanceUID
     )
     assert new.ReferencedImageSequence[0].ReferencedSOPClassUID == uid.MRImageStorage
+
+
+def test_codes_of_the_standard_stay_in_its_own_words_and_others_go(tmp_path):
+    items = [Dataset() for _ in range(3)]
+    for item, (scheme, value) in zip(items, [("SRT", "T-A0100"), ("99DOE", "1"), ("SCT", "Doe")], strict=True):
+        item.CodingSchemeDesignator, item.CodeValue, item.CodeMeaning = scheme, value, "Doe^Jane"
+    new = shared(save(tmp_path / "a.dcm", AnatomicRegionSequence=items, ViewCodeSequence=items[1:]))
+    (code,) = new.AnatomicRegionSequence
+    assert (code.CodingSchemeDesignator, code.CodeValue, code.CodeMeaning) == ("SCT", "12738006", "Brain")
+    assert "ViewCodeSequence" not in new
 
 
 def test_what_was_done_is_declared(tmp_path):

@@ -68,7 +68,6 @@ def copy(path: Path, key: bytes, name: str, masks: Sequence[Box]) -> Copy:
 
 
 def _written(new: Dataset) -> bytes:
-    new.preamble = bytes(128)
     new.file_meta.MediaStorageSOPClassUID = new.SOPClassUID
     new.file_meta.MediaStorageSOPInstanceUID = new.SOPInstanceUID
     file = io.BytesIO()

@@ -86,9 +86,7 @@ def declared(header: Dataset, rules: Rules, masked: bool) -> None:
     header.DeidentificationMethodCodeSequence = []
     for code, meaning in _CODES.items():
         if code != "113101" or masked:
-            item = Dataset()
-            item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code, "DCM", meaning
-            header.DeidentificationMethodCodeSequence.append(item)
+            header.DeidentificationMethodCodeSequence.append(_code("DCM", code, meaning))
     header.LongitudinalTemporalInformationModified = "MODIFIED"
     if masked:
         header.BurnedInAnnotation = "NO"
@@ -123,6 +121,8 @@ def _treated(data: Dataset, tag: BaseTag, keyword: str, rules: Rules, counts: Co
     value: Any = None
     if keyword in profile.SEQUENCES and isinstance(field.value, Sequence):
         value = [rebuilt(item, rules, counts) for item in field.value]
+    elif keyword in profile.CODES and isinstance(field.value, Sequence):
+        value = [item for item in map(_coded, field.value) if item] or None
     elif keyword in profile.TABLES:
         value = _table(field.value, data.get(profile.TABLES[keyword]))
     elif keyword in profile.NUMBERS or keyword in profile.TERMS:
@@ -133,6 +133,18 @@ def _treated(data: Dataset, tag: BaseTag, keyword: str, rules: Rules, counts: Co
 def _values(field: DataElement) -> list[Any]:
     value = field.value
     return list(value) if isinstance(value, MultiValue | list) else [] if value in (None, "") else [value]
+
+
+def _coded(item: Dataset) -> Dataset | None:
+    """A code in the standard's own words; None where it is not the standard's."""
+    found = profile.coded(str(_value(item, "CodingSchemeDesignator")), str(_value(item, "CodeValue")))
+    return _code(*found) if found else None
+
+
+def _code(scheme: str, value: str, meaning: str) -> Dataset:
+    item = Dataset()
+    item.CodingSchemeDesignator, item.CodeValue, item.CodeMeaning = scheme, value, meaning
+    return item
 
 
 def _uids(field: DataElement, rules: Rules) -> tuple[str, DataElement | None]:
