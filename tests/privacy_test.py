@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 import imagecodecs
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,7 +21,8 @@ from pydicom.encaps import encapsulate
 from pydicom.filereader import dcmread
 
 from vaejax import cli
-from vaejax.datasets import burned_in, dicom, nifti
+from vaejax.config import DataConfig
+from vaejax.datasets import burned_in, dicom, load, nifti
 from vaejax.errors import ConfigError, DataError
 from vaejax.privacy import boxes, dicom_file, folder, nifti_file, pictures, profile, pseudonyms, streams
 
@@ -457,6 +459,29 @@ def test_a_folder_becomes_one_of_opaque_names(cohort, tmp_path):
     assert not {"Doe", "Roe", "page", "photograph", "report.pdf"} & set(re.findall(r"[\w.]+", page))
 
 
+def test_a_copy_trains_as_its_source_does(tmp_path):
+    for number in range(4):
+        save(tmp_path / "in" / f"{number}.dcm", PatientID=f"Doe {number // 2}", SeriesInstanceUID=f"1.2.{number}")
+        voxels = RNG.integers(0, 99, (6, 8, 2)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([2, 1, 3, 1.0])), tmp_path / "in" / f"{number}.nii.gz")
+    folder.deidentify(tmp_path / "in", tmp_path / "out", KEY)
+    seen = []
+    for root in ("in", "out"):
+        config = DataConfig(name="volumes", path=str(tmp_path / root), image_size=(8, 8))
+        data = load(config, tmp_path / "cache")
+        images = [image.tobytes() for split in data.splits.values() for image in split.read(np.arange(split.n))["image"]]
+        seen.append(sorted(images))
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 12
+
+
+def test_a_dicom_file_that_begins_like_a_tiff_file_is_a_dicom_file(tmp_path):
+    path = save(tmp_path / "in" / "a.dcm")
+    path.write_bytes(b"II*\0" + path.read_bytes()[4:])
+    report = folder.deidentify(tmp_path / "in", tmp_path / "out", KEY)
+    assert [facts["kind"] for facts in report["files"].values()] == [".dcm"]
+
+
 def test_the_same_key_gives_the_same_copies_and_another_key_others(cohort, tmp_path):
     for name, key in (("one", KEY), ("two", KEY), ("three", KEY + b"!")):
         folder.deidentify(cohort, tmp_path / name, key, on_error="skip")
@@ -485,7 +510,7 @@ def test_the_program_shows_what_was_done_without_names(cohort, tmp_path, capsys)
     ]
     assert cli.main(arguments) == 0
     shown = capsys.readouterr().out
-    assert "1 files: 1 boxes blanked" in shown
+    assert "1 files: boxes of pixels blanked" in shown
     assert "1 files: refused: no DICOM, NIfTI, PNG, JPEG or TIFF file" in shown
     assert not {"Doe", "Roe", "horse"} & set(re.findall(r"\w+", shown))
 

@@ -103,9 +103,8 @@ def _compressed(data: Dataset, syntax: str, shape: tuple[int, int, int, int]) ->
     if len(old) != shape[0]:
         raise DataError(f"{len(old)} of {shape[0]} frames")
     new = [_stream(frame, data, syntax, shape) for frame in old]
-    changed = sum(one.rstrip(b"\0") != other.rstrip(b"\0") for one, other in zip(old, new, strict=True))
-    notes = [f"{changed} compressed frames: what stood between or after their pixels removed"] if changed else []
-    return encapsulate(new), notes
+    changed = any(one.rstrip(b"\0") != other.rstrip(b"\0") for one, other in zip(old, new, strict=True))
+    return encapsulate(new), ["what stood between or after compressed pixels removed"] if changed else []
 
 
 def _stream(frame: bytes, data: Dataset, syntax: str, shape: tuple[int, int, int, int]) -> bytes:
@@ -159,4 +158,4 @@ def _masked(path: Path, data: Dataset, new: Dataset, areas: Sequence[tuple[int, 
     setattr(new, keyword, content + bytes(len(content) % 2))
     if keyword == "PixelData":
         new["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
-    return [f"{len(areas)} boxes blanked, pixels stored without compression"]
+    return ["boxes of pixels blanked, the others stored without compression"]

@@ -126,15 +126,14 @@ def _copy(path: Path, key: bytes, name: str, masks: Sequence[Box]) -> Copy:
         warnings.simplefilter("ignore")  # those of pydicom quote the header
         try:
             head = _head(path)
+            if head[128:132] == b"DICM" or head[:2] in (b"\x02\0", b"\x08\0"):  # which may begin like a TIFF file
+                from vaejax.privacy import dicom_file
+
+                return dicom_file.copy(path, key, name, masks)
             if head[:8] == b"\x89PNG\r\n\x1a\n" or head[:3] == b"\xff\xd8\xff" or head[:4] in (b"II*\0", b"MM\0*"):
                 from vaejax.privacy import pictures
 
                 return pictures.copy(path, masks)
-            if head[128:132] == b"DICM" or head[:2] in (b"\x02\0", b"\x08\0"):
-                from vaejax.privacy import dicom_file
-
-                return dicom_file.copy(path, key, name, masks)
-
             if path.name.lower().endswith((".nii", ".nii.gz", ".hdr", ".img")):
                 from vaejax.privacy import nifti_file
 

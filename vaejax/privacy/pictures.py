@@ -50,7 +50,7 @@ def copy(path: Path, masks: Sequence[Box]) -> Copy:
     size_of(path, MAX_BYTES)
     content = path.read_bytes()
     areas = boxes.for_kind(masks, boxes.PICTURE)
-    notes = [f"{len(areas)} boxes blanked"] if areas else [_LOOK] if areas is None else []
+    notes = ["boxes of pixels blanked"] if areas else [_LOOK] if areas is None else []
     if content[:2] == b"\xff\xd8" and not areas:
         return Copy(_jpeg(content), ".jpg", {}, tuple(notes))
     pixels = _decoded(content)
