@@ -245,6 +245,26 @@ def test_pixels_and_their_encoding_stay(tmp_path, syntax, dtype, stored):
     np.testing.assert_array_equal(dicom.raw(path.with_suffix(".shared"))[0, ..., 0], pixels)
 
 
+@pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEG2000Lossless])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_compressed_pixels_stay_so_unless_bits_above_those_stored_are_used(tmp_path, syntax, hidden):
+    pixels = RNG.integers(0, 256, (16, 16)).astype(np.uint16)
+    old = pixels + np.uint16(256) * ord("D") if hidden else pixels
+    planes = [imagecodecs.packbits_encode(plane.tobytes()) for plane in ((old >> 8).astype(np.uint8), old.astype(np.uint8))]
+    planes = [plane + bytes(len(plane) % 2) for plane in planes]
+    run = np.array([2, 64, 64 + len(planes[0]), *[0] * 13], "<u4").tobytes() + b"".join(planes)
+    stream = run if syntax == uid.RLELossless else imagecodecs.jpeg2k_encode(old, codecformat="j2k", level=0, reversible=True)
+    path = save(tmp_path / "a.dcm", pixels, BitsStored=8, HighBit=7)
+    data = dcmread(path)
+    data.PixelData = encapsulate([stream])
+    data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+    data.file_meta.TransferSyntaxUID = syntax
+    data.save_as(path)
+    new = shared(path)
+    assert new.file_meta.TransferSyntaxUID == (uid.ExplicitVRLittleEndian if hidden else syntax)
+    np.testing.assert_array_equal(dicom.raw(path.with_suffix(".shared"))[0, ..., 0], pixels)
+
+
 def test_a_palette_stays_without_what_follows_it(tmp_path):
     tables = {f"{colour}PaletteColorLookupTable{part}": value for colour in ("Red", "Green", "Blue")
               for part, value in (("Descriptor", [256, 0, 8]), ("Data", bytes(range(256)) + b"Doe^Jane"))}  # fmt: skip

@@ -64,9 +64,12 @@ def deidentify(source: Path, target: Path, key: bytes, masks: Sequence[Box] = ()
 
 
 def _write(folder: Path, names: dict[Path, Path], key: bytes, masks: Sequence[Box], on_error: str) -> dict[str, Any]:
-    """Writes what can be shared; returns what was done to each file, and why others were refused, by their ids."""
+    """Writes what can be shared; returns what was done to each file, and why others were refused, by their ids.
+
+    In the order of the ids: that of the old names could tell something of them.
+    """
     report: dict[str, Any] = {"files": {}, "refused": {}}
-    for name, path in track(names.items(), "de-identifying", len(names)):
+    for name, path in track(sorted(names.items()), "de-identifying", len(names)):
         try:
             copy = _copy(path, key, name.name, masks)
         except DataError as error:
