@@ -277,6 +277,27 @@ def test_a_palette_stays_without_what_follows_it(tmp_path):
     np.testing.assert_array_equal(dicom.decode(path.with_suffix(".shared")).pixels, dicom.decode(path).pixels)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of the values planted
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"PixelSpacing": [1, 2, 3]}, "PixelSpacing"),
+        ({"SegmentedRedPaletteColorLookupTableData": b"\0\0"}, "SegmentedRed"),
+        ({"ImagePositionPatient": ["19600401", 0, 0]}, "ImagePositionPatient"),
+        ({"RescaleSlope": "", "RescaleIntercept": None}, None),
+        ({"RescaleSlope": "1", "RescaleIntercept": "-2147483648"}, None),
+    ],
+)
+def test_a_file_that_would_mean_something_else_is_refused(tmp_path, fields, told):
+    path = save(tmp_path / "a.dcm", **fields)
+    if told:
+        with pytest.raises(DataError, match=f"{told}.* is not what the standard allows"):
+            shared(path)
+    else:
+        shared(path)
+        np.testing.assert_array_equal(dicom.decode(path.with_suffix(".shared")).pixels, dicom.decode(path).pixels)
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -354,6 +375,13 @@ def test_who_has_looked_can_say_that_there_is_no_text_but_not_against_the_header
     assert "BurnedInAnnotation" not in shared(path, "US:none")
     with pytest.raises(DataError, match="text may be burned"):
         shared(save(path, Modality="US", BurnedInAnnotation="YES"), "US:none")
+
+
+def test_before_training_text_is_warned_of_in_numbers(tmp_path):
+    paths = [save(tmp_path / "Doe" / f"{i}.dcm", Modality=modality) for i, modality in enumerate(("US", "US", "MR"))]
+    assert "2 DICOM files may show text" in burned_in.warning(paths)
+    assert "Doe" not in burned_in.warning(paths)
+    assert burned_in.warning(paths[2:]) is None
 
 
 def test_a_box_outside_of_an_image_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 from pydicom.uid import UID_dictionary
 
+from vaejax.errors import DataError
 from vaejax.privacy import profile, pseudonyms
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -64,7 +65,11 @@ def _value(data: Dataset, keyword: str) -> Any:
 
 
 def rebuilt(data: Dataset, rules: Rules, counts: Counter[str]) -> Dataset:
-    """A header with what may stay of `data` and its sequences, pixels aside; `counts` is added to."""
+    """A header with what may stay of `data` and its sequences, pixels aside; `counts` is added to.
+
+    Raises:
+        DataError: a field cannot stay without which the pixels mean something else.
+    """
     result = Dataset()
     for tag in list(data.keys()):
         keyword = _keyword(tag)
@@ -73,6 +78,8 @@ def rebuilt(data: Dataset, rules: Rules, counts: Counter[str]) -> Dataset:
         elif keyword not in PIXELS:
             action, value = _treated(data, tag, keyword, rules, counts)
             counts[action] += 1
+            if value is None and keyword in profile.ESSENTIAL:
+                raise DataError(f"{keyword} is not what the standard allows, or cannot be looked into")
             if value is not None:
                 result.add(value)
     return result
@@ -80,6 +87,7 @@ def rebuilt(data: Dataset, rules: Rules, counts: Counter[str]) -> Dataset:
 
 def declared(header: Dataset, rules: Rules, masked: bool) -> None:
     """Writes into a header whose it is now, and what was done to it."""
+    header.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: meanings of codes have letters beyond ASCII
     header.PatientID = header.PatientName = rules.patient
     header.PatientIdentityRemoved = "YES"
     header.DeidentificationMethod = _METHOD
@@ -118,6 +126,8 @@ def _treated(data: Dataset, tag: BaseTag, keyword: str, rules: Rules, counts: Co
     if keyword in profile.DATES:
         date = _moved(str(field.value), rules.days)
         return "replaced" if date else "emptied", DataElement(tag, kind, date)
+    if field.is_empty and keyword in profile.names():
+        return "kept", DataElement(tag, field.VR, None)
     value: Any = None
     if keyword in profile.SEQUENCES and isinstance(field.value, Sequence):
         value = [rebuilt(item, rules, counts) for item in field.value]

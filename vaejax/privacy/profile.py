@@ -60,7 +60,9 @@ NUMBERS = _words(
 MAX_DIGITS = 6
 """Of a number written as text: longer ones may be numbers of patients, or dates."""
 
-_LARGE = {"RadionuclideTotalDose", "FrameReferenceTime", "ActualFrameDuration"}  # Bq, ms
+_LARGE = _words(
+    "RescaleSlope RescaleIntercept WindowCenter WindowWidth RadionuclideTotalDose FrameReferenceTime ActualFrameDuration"
+)
 
 _ORIENTATIONS = " ".join("".join(letters) for n in (1, 2, 3) for letters in itertools.permutations("APRLHF", n))
 _TERMS = {
@@ -182,6 +184,13 @@ TABLES = {
     "BluePaletteColorLookupTableData": "BluePaletteColorLookupTableDescriptor",
 }
 """K: lookup tables, cut to the length that their descriptor says."""
+
+ESSENTIAL = _words(
+    "PhotometricInterpretation PlanarConfiguration BitsStored HighBit PixelRepresentation RescaleSlope RescaleIntercept "
+    "DoseGridScaling PixelSpacing ImagePositionPatient ImageOrientationPatient GridFrameOffsetVector "
+    "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData"
+) | frozenset(TABLES)
+"""Without these the pixels would mean something else: a file in which they cannot stay is refused."""
 
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"[+-]?\d+")
