@@ -22,7 +22,7 @@ from pydicom.filereader import dcmread
 
 from vaejax import cli
 from vaejax.config import DataConfig
-from vaejax.datasets import burned_in, dicom, load, nifti
+from vaejax.datasets import burned_in, dicom, image, load, nifti
 from vaejax.errors import ConfigError, DataError
 from vaejax.privacy import boxes, dicom_file, folder, nifti_file, pictures, profile, pseudonyms, streams
 
@@ -465,6 +465,19 @@ def test_the_code_words_of_a_photograph_stay_until_it_is_blanked(tmp_path):
     assert blanked.suffix == ".png"
     old[:3] = old.min()
     np.testing.assert_array_equal(imagecodecs.png_decode(blanked.content), old)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_photographs_are_turned_as_before(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(RNG.integers(0, 256, (8, 16, 3)).astype(np.uint8)).save(tmp_path / "a.jpg", exif=exif, subsampling=0)
+    for masks in ((), [boxes.parse("PICTURE:0,0,1,1")]):
+        copy = pictures.copy(tmp_path / "a.jpg", masks)
+        (tmp_path / f"b{copy.suffix}").write_bytes(copy.content)
+        one, other = image.decode(tmp_path / "a.jpg"), image.decode(tmp_path / f"b{copy.suffix}")
+        assert one.shape == other.shape
+        assert (one != other).any(axis=-1).sum() <= len(masks)  # the pixel of the box
 
 
 # --- folders

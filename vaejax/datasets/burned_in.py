@@ -38,12 +38,8 @@ def count(paths: Iterable[Path]) -> int:
 def warning(paths: Iterable[Path]) -> str | None:
     """What to say before training on these DICOM files, in a number and not in names; None where there is nothing to say."""
     n = count(paths)
-    return (
-        f"{n} DICOM files may show text in their pixels, such as a name, which a model can learn: look at them, and blank it with "
-        "`vaejax deidentify`."
-        if n
-        else None
-    )
+    told = "DICOM files may show text in their pixels, such as a name, which a model can learn"
+    return f"{n} {told}: look at them, and blank it with `vaejax deidentify`." if n else None
 
 
 def _suspected_in(path: Path) -> bool:
