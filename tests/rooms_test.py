@@ -34,7 +34,7 @@ OWNERS = {
     "ml_collections": {"config"},
     "argparse": {"cli"},
     "pydicom": {"datasets", "privacy"},
-    "nibabel": {"datasets"},
+    "nibabel": {"datasets", "privacy"},
     "imagecodecs": {"datasets", "privacy"},
     "apache_beam": {"datasets"},
     "multiprocessing": {"datasets"},

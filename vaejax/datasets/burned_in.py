@@ -35,6 +35,13 @@ def count(paths: Iterable[Path]) -> int:
     return sum(map(_suspected_in, paths))
 
 
+def warning(paths: Iterable[Path]) -> str | None:
+    """What to say before training on these DICOM files, in a number and not in names; None where there is nothing to say."""
+    n = count(paths)
+    told = "DICOM files may show text in their pixels, such as a name, which a model can learn"
+    return f"{n} {told}: look at them, and blank it with `vaejax deidentify`." if n else None
+
+
 def _suspected_in(path: Path) -> bool:
     try:
         return suspected(dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(FIELDS)))

@@ -21,6 +21,7 @@ from vaejax.privacy.copies import Copy
 
 _HEADS = {"BRAIN", "FACE", "HEAD", "HEADNECK", "JAW", "MANDIBLE", "MAXILLA", "ORBIT", "SKULL"}
 _FACE = "a head: a face can be rebuilt from its slices"
+_CLEARED = "bits above those stored cleared, where an overlay may have been"
 _TEXT = (
     "text may be burned into its pixels; look, then give --box={0}:row,column,height,width, or --box={0}:none if there is none"
 )
@@ -60,7 +61,7 @@ def copy(path: Path, key: bytes, name: str, masks: Sequence[Box]) -> Copy:
     areas = boxes.for_kind(masks, modality)
     if burned_in.suspected(data) and (areas is None or (not areas and new.get("BurnedInAnnotation") == "YES")):
         raise DataError(_TEXT.format(modality))
-    notes = _masked(path, data, new, areas) if areas else _pixels(data, new, shape)
+    notes = _masked(path, data, new, areas) if areas else _pixels(path, data, new, shape)
     if modality in ("CT", "MR", "PT") and new.get("BodyPartExamined") in _HEADS:
         notes.append(_FACE)
     header.declared(new, rules, bool(areas))
@@ -68,7 +69,6 @@ def copy(path: Path, key: bytes, name: str, masks: Sequence[Box]) -> Copy:
 
 
 def _written(new: Dataset) -> bytes:
-    new.preamble = bytes(128)
     new.file_meta.MediaStorageSOPClassUID = new.SOPClassUID
     new.file_meta.MediaStorageSOPInstanceUID = new.SOPInstanceUID
     file = io.BytesIO()
@@ -82,31 +82,47 @@ def _meta(syntax: str) -> FileMetaDataset:
     return meta
 
 
-def _pixels(data: Dataset, new: Dataset, shape: tuple[int, int, int, int]) -> list[str]:
+def _pixels(path: Path, data: Dataset, new: Dataset, shape: tuple[int, int, int, int]) -> list[str]:
     """Sets the pixels of `new` to those of `data`; returns notes."""
     syntax = data.file_meta.TransferSyntaxUID
-    new.file_meta = _meta(syntax)
     field = data[next(keyword for keyword in header.PIXELS if keyword in data)]
-    if syntax.is_encapsulated:
-        content, notes = _compressed(data, syntax, shape)
-    else:
+    if not syntax.is_encapsulated:
         content, notes = _native(data, field, shape)
+    else:
+        frames, notes = _compressed(data, syntax, shape)
+        if _overfull(path, data, frames, shape):
+            _set(data, new, _cleared(dicom.raw(path), int(data.BitsStored)))
+            return [*notes, _CLEARED, "pixels stored without compression"]
+        content = encapsulate(frames)
+    new.file_meta = _meta(syntax)
     new.add(DataElement(field.tag, field.VR, content))
     new[field.tag].is_undefined_length = syntax.is_encapsulated
     return notes
 
 
-def _compressed(data: Dataset, syntax: str, shape: tuple[int, int, int, int]) -> tuple[bytes, list[str]]:
-    """The frames, put together anew."""
+def _compressed(data: Dataset, syntax: str, shape: tuple[int, int, int, int]) -> tuple[list[bytes], list[str]]:
+    """The frames without what stands between the code words."""
     tables = [data.get(keyword) for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
     extended = (tables[0], tables[1]) if all(isinstance(table, bytes) for table in tables) else None
     old = list(generate_frames(data.PixelData, number_of_frames=shape[0], extended_offsets=extended))
     if len(old) != shape[0]:
         raise DataError(f"{len(old)} of {shape[0]} frames")
     new = [_stream(frame, data, syntax, shape) for frame in old]
-    changed = sum(one.rstrip(b"\0") != other.rstrip(b"\0") for one, other in zip(old, new, strict=True))
-    notes = [f"{changed} compressed frames: what stood between or after their pixels removed"] if changed else []
-    return encapsulate(new), notes
+    changed = any(one.rstrip(b"\0") != other.rstrip(b"\0") for one, other in zip(old, new, strict=True))
+    return new, ["what stood between or after compressed pixels removed"] if changed else []
+
+
+def _overfull(path: Path, data: Dataset, frames: Sequence[bytes], shape: tuple[int, int, int, int]) -> bool:
+    """Whether compressed grey values have bits above those stored; only then are they decoded."""
+    allocated, stored = int(data.BitsAllocated), int(data.get("BitsStored", data.BitsAllocated))
+    if stored >= allocated or int(data.get("SamplesPerPixel", 1)) > 1:
+        return False
+    if data.file_meta.TransferSyntaxUID == uid.RLELossless:
+        kind = f">{'i' if data.get('PixelRepresentation') else 'u'}{allocated // 8}"
+        values = np.concatenate([streams.expanded(frame, shape[1] * shape[2]).view(kind).ravel() for frame in frames])
+    else:
+        values = dicom.raw(path).ravel()
+    return bool((values != _cleared(values, stored)).any())
 
 
 def _stream(frame: bytes, data: Dataset, syntax: str, shape: tuple[int, int, int, int]) -> bytes:
@@ -134,12 +150,12 @@ def _native(data: Dataset, field: DataElement, shape: tuple[int, int, int, int])
         values = np.frombuffer(content, f"{order}{'i' if data.get('PixelRepresentation') else 'u'}{allocated // 8}")
         cleared = _cleared(values, stored)
         if (cleared != values).any():
-            notes.append("bits above those stored cleared, where an overlay may have been")
+            notes.append(_CLEARED)
             content = cleared.tobytes()
     return content + bytes(expected % 2), notes
 
 
-def _cleared(values: Num[np.ndarray, " n"], stored: int) -> Num[np.ndarray, " n"]:
+def _cleared(values: Num[np.ndarray, "..."], stored: int) -> Num[np.ndarray, "..."]:
     """The values without their upper bits, unless these are zeros or repeat the sign."""
     unused = 8 * values.itemsize - stored
     clean = values << unused >> unused
@@ -150,8 +166,16 @@ def _masked(path: Path, data: Dataset, new: Dataset, areas: Sequence[tuple[int, 
     """Sets the pixels of `new` to those of `data` with boxes blanked; returns notes."""
     if int(data.BitsAllocated) == 1:
         raise DataError("single bits, which cannot be blanked")
-    pixels = boxes.blank(dicom.raw(path), areas, bright=data.get("PhotometricInterpretation") == "MONOCHROME1")
-    order = "<" if data.original_encoding[1] else ">"  # that of the lookup tables, which stay as they are
+    pixels = dicom.raw(path)
+    if pixels.dtype.kind != "f":
+        pixels = _cleared(pixels, int(data.get("BitsStored", data.BitsAllocated)))
+    _set(data, new, boxes.blank(pixels, areas, bright=data.get("PhotometricInterpretation") == "MONOCHROME1"))
+    return ["boxes of pixels blanked, the others stored without compression"]
+
+
+def _set(data: Dataset, new: Dataset, pixels: Num[np.ndarray, "f h w c"]) -> None:
+    """Sets the pixels of `new`, uncompressed, in the byte order of `data`: that of lookup tables, which stay as they are."""
+    order = "<" if data.original_encoding[1] else ">"
     new.file_meta = _meta(uid.ExplicitVRLittleEndian if order == "<" else uid.ExplicitVRBigEndian)
     if pixels.shape[-1] == 3:
         new.PhotometricInterpretation, new.PlanarConfiguration = "RGB", 0
@@ -160,4 +184,3 @@ def _masked(path: Path, data: Dataset, new: Dataset, areas: Sequence[tuple[int, 
     setattr(new, keyword, content + bytes(len(content) % 2))
     if keyword == "PixelData":
         new["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
-    return [f"{len(areas)} boxes blanked, pixels stored without compression"]

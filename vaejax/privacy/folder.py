@@ -49,33 +49,49 @@ def deidentify(source: Path, target: Path, key: bytes, masks: Sequence[Box] = ()
     _check(source, target)
     files, left_out = _files(source)
     names = {_opaque(path.relative_to(source), key): path for path in files}
-    report: dict[str, Any] = {"files": {}, "refused": {}, "left_out": left_out}
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:  # mode 0700
-        folder = Path(temporary) / "copies"
-        folder.mkdir(mode=0o700)
-        for name, path in track(names.items(), "de-identifying", len(names)):
-            try:
-                copy = _copy(path, key, name.name, masks)
-            except DataError as error:
-                if on_error == "stop":
-                    raise DataError(
-                        f"{path}: {error}. Mend or remove it, or leave such files out with --on-error=skip."
-                    ) from None
-                report["refused"][name.name] = str(error)
-                continue
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / f"{name}{copy.suffix}").write_bytes(copy.content)
-            report["files"][name.name] = {"kind": copy.suffix, **copy.counts, "notes": copy.notes}
-        (folder / "deidentification.json").write_text(json.dumps(report, indent=2) + "\n")
-        (folder / "deidentification.md").write_text(page(report))
-        _write_names(names_file(target), {name.name: path.relative_to(source).as_posix() for name, path in names.items()})
-        folder.rename(target)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:  # mode 0700
+            folder = Path(temporary) / "copies"
+            folder.mkdir(mode=0o700)
+            report = _write(folder, names, key, masks, on_error) | {"left_out": left_out}
+            (folder / "deidentification.json").write_text(json.dumps(report, indent=2) + "\n")
+            (folder / "deidentification.md").write_text(page(report))
+            _write_names(names_file(target), {name.name: path.relative_to(source).as_posix() for name, path in names.items()})
+            folder.rename(target)
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written: {error.strerror}. Check free space and permissions.") from error
+    return report
+
+
+def _write(folder: Path, names: dict[Path, Path], key: bytes, masks: Sequence[Box], on_error: str) -> dict[str, Any]:
+    """Writes what can be shared; returns what was done to each file, and why others were refused, by their ids.
+
+    In the order of the ids: that of the old names could tell something of them.
+    """
+    report: dict[str, Any] = {"files": {}, "refused": {}}
+    for name, path in track(sorted(names.items()), "de-identifying", len(names)):
+        try:
+            copy = _copy(path, key, name.name, masks)
+        except DataError as error:
+            if on_error == "stop":
+                raise DataError(f"{path}: {error}. Mend or remove it, or leave such files out with --on-error=skip.") from None
+            report["refused"][name.name] = str(error)
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}{copy.suffix}").write_bytes(copy.content)
+        report["files"][name.name] = {"kind": copy.suffix, **copy.counts, "notes": copy.notes}
     return report
 
 
 def _check(source: Path, target: Path) -> None:
     if not source.is_dir():
         raise DataError(f"{source}: expected a folder, found {'a file' if source.exists() else 'none'}.")
+    try:
+        import imagecodecs  # noqa: F401  # whether they are there
+        import nibabel  # noqa: F401
+        import pydicom  # noqa: F401
+    except ImportError as error:
+        raise DataError(f"de-identification needs {error.name}. Install 'vaejax[medical]'.") from error
     one, other = source.resolve(), target.resolve()
     if one == other or one in other.parents or other in one.parents:
         raise DataError(f"{target}: expected a folder outside of {source}. Choose another one.")
@@ -113,6 +129,10 @@ def _copy(path: Path, key: bytes, name: str, masks: Sequence[Box]) -> Copy:
         warnings.simplefilter("ignore")  # those of pydicom quote the header
         try:
             head = _head(path)
+            if head[128:132] == b"DICM" or head[:2] in (b"\x02\0", b"\x08\0"):  # which may begin like a TIFF file
+                from vaejax.privacy import dicom_file
+
+                return dicom_file.copy(path, key, name, masks)
             if head[:8] == b"\x89PNG\r\n\x1a\n" or head[:3] == b"\xff\xd8\xff" or head[:4] in (b"II*\0", b"MM\0*"):
                 from vaejax.privacy import pictures
 
@@ -121,11 +141,7 @@ def _copy(path: Path, key: bytes, name: str, masks: Sequence[Box]) -> Copy:
                 from vaejax.privacy import nifti_file
 
                 return nifti_file.copy(path)
-            if head[128:132] == b"DICM" or head[:2] in (b"\x02\0", b"\x08\0"):
-                from vaejax.privacy import dicom_file
-
-                return dicom_file.copy(path, key, name, masks)
-        except (DataError, ImportError):
+        except DataError:
             raise
         except Exception as error:  # damaged files make decoders raise almost anything, and quote it
             raise DataError(f"a damaged file ({type(error).__name__})") from None

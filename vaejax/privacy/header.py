@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from typing import Any, NamedTuple
 
-from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -13,6 +13,7 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 from pydicom.uid import UID_dictionary
 
+from vaejax.errors import DataError
 from vaejax.privacy import profile, pseudonyms
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -64,15 +65,21 @@ def _value(data: Dataset, keyword: str) -> Any:
 
 
 def rebuilt(data: Dataset, rules: Rules, counts: Counter[str]) -> Dataset:
-    """A header with what may stay of `data` and its sequences, pixels aside; `counts` is added to."""
+    """A header with what may stay of `data` and its sequences, pixels aside; `counts` is added to.
+
+    Raises:
+        DataError: a field cannot stay without which the pixels mean something else.
+    """
     result = Dataset()
     for tag in list(data.keys()):
-        keyword = keyword_for_tag(tag)
+        keyword = _keyword(tag)
         if tag.is_private:
             counts["private"] += 1
         elif keyword not in PIXELS:
             action, value = _treated(data, tag, keyword, rules, counts)
             counts[action] += 1
+            if value is None and keyword in profile.ESSENTIAL:
+                raise DataError(f"{keyword} is not what the standard allows, or cannot be looked into")
             if value is not None:
                 result.add(value)
     return result
@@ -80,18 +87,23 @@ def rebuilt(data: Dataset, rules: Rules, counts: Counter[str]) -> Dataset:
 
 def declared(header: Dataset, rules: Rules, masked: bool) -> None:
     """Writes into a header whose it is now, and what was done to it."""
+    header.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: meanings of codes have letters beyond ASCII
     header.PatientID = header.PatientName = rules.patient
     header.PatientIdentityRemoved = "YES"
     header.DeidentificationMethod = _METHOD
     header.DeidentificationMethodCodeSequence = []
     for code, meaning in _CODES.items():
         if code != "113101" or masked:
-            item = Dataset()
-            item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code, "DCM", meaning
-            header.DeidentificationMethodCodeSequence.append(item)
+            header.DeidentificationMethodCodeSequence.append(_code("DCM", code, meaning))
     header.LongitudinalTemporalInformationModified = "MODIFIED"
     if masked:
         header.BurnedInAnnotation = "NO"
+
+
+def _keyword(tag: BaseTag) -> str:
+    """The name of a field; nothing for overlays and curves, whose names stand for many fields."""
+    keyword = keyword_for_tag(tag)
+    return keyword if keyword and tag_for_keyword(keyword) == tag else ""
 
 
 def _treated(data: Dataset, tag: BaseTag, keyword: str, rules: Rules, counts: Counter[str]) -> tuple[str, DataElement | None]:
@@ -114,9 +126,13 @@ def _treated(data: Dataset, tag: BaseTag, keyword: str, rules: Rules, counts: Co
     if keyword in profile.DATES:
         date = _moved(str(field.value), rules.days)
         return "replaced" if date else "emptied", DataElement(tag, kind, date)
+    if field.is_empty and keyword in profile.names():
+        return "kept", DataElement(tag, field.VR, None)
     value: Any = None
     if keyword in profile.SEQUENCES and isinstance(field.value, Sequence):
         value = [rebuilt(item, rules, counts) for item in field.value]
+    elif keyword in profile.CODES and isinstance(field.value, Sequence):
+        value = [item for item in map(_coded, field.value) if item] or None
     elif keyword in profile.TABLES:
         value = _table(field.value, data.get(profile.TABLES[keyword]))
     elif keyword in profile.NUMBERS or keyword in profile.TERMS:
@@ -127,6 +143,18 @@ def _treated(data: Dataset, tag: BaseTag, keyword: str, rules: Rules, counts: Co
 def _values(field: DataElement) -> list[Any]:
     value = field.value
     return list(value) if isinstance(value, MultiValue | list) else [] if value in (None, "") else [value]
+
+
+def _coded(item: Dataset) -> Dataset | None:
+    """A code in the standard's own words; None where it is not the standard's."""
+    found = profile.coded(str(_value(item, "CodingSchemeDesignator")), str(_value(item, "CodeValue")))
+    return _code(*found) if found else None
+
+
+def _code(scheme: str, value: str, meaning: str) -> Dataset:
+    item = Dataset()
+    item.CodingSchemeDesignator, item.CodeValue, item.CodeMeaning = scheme, value, meaning
+    return item
 
 
 def _uids(field: DataElement, rules: Rules) -> tuple[str, DataElement | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 from jaxtyping import Num
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vaejax.datasets.source import size_of
 from vaejax.errors import DataError
@@ -37,7 +37,7 @@ def copy(path: Path, masks: Sequence[Box]) -> Copy:
     """The picture alone.
 
     A JPEG file keeps its code words and, in an EXIF segment made anew, its orientation; with boxes to blank, which count in
-    the picture as stored, it becomes a PNG file. A PNG file is written anew in its depth, palettes as RGB. A TIFF file
+    the picture as stored, it becomes a PNG file, turned. A PNG file is written anew in its depth, palettes as RGB. A TIFF file
     of one page of 8 bits, or 16 bits of grey, becomes a PNG file. Colour profiles go: their texts can name people.
 
     Args:
@@ -50,13 +50,14 @@ def copy(path: Path, masks: Sequence[Box]) -> Copy:
     size_of(path, MAX_BYTES)
     content = path.read_bytes()
     areas = boxes.for_kind(masks, boxes.PICTURE)
-    notes = [f"{len(areas)} boxes blanked"] if areas else [_LOOK] if areas is None else []
+    notes = ["boxes of pixels blanked"] if areas else [_LOOK] if areas is None else []
     if content[:2] == b"\xff\xd8" and not areas:
         return Copy(_jpeg(content), ".jpg", {}, tuple(notes))
     pixels = _decoded(content)
     if areas:
         pixels = boxes.blank(pixels, areas)
     if content[:2] == b"\xff\xd8":
+        pixels = _turned(pixels, _orientation(content))
         notes.append("JPEG written as PNG")
     elif content[:4] in (b"II*\0", b"MM\0*"):
         notes.append("TIFF written as PNG")
@@ -66,22 +67,31 @@ def copy(path: Path, masks: Sequence[Box]) -> Copy:
 
 def _jpeg(content: bytes) -> bytes:
     """The stream without its application data, but for the orientation."""
-    clean = streams.jpeg(content)
-    found = [_orientation(segment) for number, segment in streams.application(content) if number == 1]
-    turned = next((value for value in found if 2 <= value <= 8), 1)
+    clean, turned = streams.jpeg(content), _orientation(content)
     if turned == 1:
         return clean
     tiff = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, _ORIENTATION, 3, 1, turned, 0, 0)
     return clean[:2] + struct.pack(">2sH", b"\xff\xe1", 2 + 6 + len(tiff)) + b"Exif\0\0" + tiff + clean[2:]
 
 
-def _orientation(segment: bytes) -> int:
+def _orientation(content: bytes) -> int:
+    """How a JPEG stream is to be turned: 1 to 8, 1 for not at all."""
     exif = Image.Exif()
     try:
-        exif.load(segment)
-        return int(exif.get(_ORIENTATION, 1))
+        exif.load(next((segment for n, segment in streams.application(content) if n == 1 and segment[:4] == b"Exif"), b""))
+        turned = int(exif.get(_ORIENTATION, 1))
+    except DataError:
+        raise
     except Exception:  # damaged EXIF makes Pillow raise almost anything; viewers show such a picture unturned
         return 1
+    return turned if 1 <= turned <= 8 else 1
+
+
+def _turned(pixels: Num[np.ndarray, "h w c"], orientation: int) -> Num[np.ndarray, "H W c"]:
+    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    image.getexif()[_ORIENTATION] = orientation
+    pixels = np.array(ImageOps.exif_transpose(image))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def _decoded(content: bytes) -> Num[np.ndarray, "h w c"]:

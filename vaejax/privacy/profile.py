@@ -5,12 +5,15 @@ stricter: the profile names what is to go, this names what may stay, so that wha
 comments are the actions of its table E.1-1: K kept, Z emptied, D replaced by a dummy, U another UID, X removed (all the rest).
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable
 from typing import Any
 
 from pydicom.datadict import dictionary_VM, dictionary_VR
+from pydicom.sr.codedict import Collection
+from pydicom.sr.coding import Code
 
 
 def _words(text: str) -> frozenset[str]:
@@ -23,7 +26,9 @@ NUMBERS = _words(
     "PixelAspectRatio SmallestImagePixelValue LargestImagePixelValue SmallestPixelValueInSeries LargestPixelValueInSeries "
     "PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept WindowCenter WindowWidth LUTDescriptor "
     "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
-    "DoseGridScaling LossyImageCompressionRatio PixelIntensityRelationshipSign MaximumFractionalValue "
+    "DoseGridScaling LossyImageCompressionRatio PixelIntensityRelationshipSign MaximumFractionalValue SegmentNumber "
+    "ReferencedSegmentNumber RealWorldValueFirstValueMapped RealWorldValueLastValueMapped RealWorldValueSlope "
+    "RealWorldValueIntercept "
     # where they lie
     "PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing SliceThickness SpacingBetweenSlices SliceLocation "
     "ImagePositionPatient ImageOrientationPatient GridFrameOffsetVector GantryDetectorTilt TableHeight ReconstructionDiameter "
@@ -55,7 +60,9 @@ NUMBERS = _words(
 MAX_DIGITS = 6
 """Of a number written as text: longer ones may be numbers of patients, or dates."""
 
-_LARGE = {"RadionuclideTotalDose", "FrameReferenceTime", "ActualFrameDuration"}  # Bq, ms
+_LARGE = _words(
+    "RescaleSlope RescaleIntercept WindowCenter WindowWidth RadionuclideTotalDose FrameReferenceTime ActualFrameDuration"
+)
 
 _ORIENTATIONS = " ".join("".join(letters) for n in (1, 2, 3) for letters in itertools.permutations("APRLHF", n))
 _TERMS = {
@@ -79,6 +86,7 @@ _TERMS = {
     "RecognizableVisualFeatures": "YES NO",
     "ConversionType": "DV DI DF WSD SD SI DRW SYN",
     "SegmentationType": "BINARY FRACTIONAL LABELMAP",
+    "SegmentAlgorithmType": "AUTOMATIC SEMIAUTOMATIC MANUAL",
     "SegmentationFractionalType": "PROBABILITY OCCUPANCY",
     "DimensionOrganizationType": "3D 3D_TEMPORAL TILED_FULL TILED_SPARSE",
     "PatientPosition": "HFP HFS HFDR HFDL FFDR FFDL FFP FFS LFP LFS RFP RFS AFDR AFDL PFDR PFDL SITTING",
@@ -140,6 +148,10 @@ DUMMIES = {
     "DeviceSerialNumber": DUMMY,
     "SoftwareVersions": DUMMY,
     "ContentLabel": DUMMY,
+    "SegmentLabel": DUMMY,
+    "SegmentAlgorithmName": DUMMY,
+    "LUTLabel": DUMMY,
+    "LUTExplanation": DUMMY,
     "ContentTime": "000000",
 }
 """D: the standard wants a value."""
@@ -150,9 +162,20 @@ SEQUENCES = _words(
     "VOILUTSequence DimensionOrganizationSequence DimensionIndexSequence SequenceOfUltrasoundRegions MRImageFrameTypeSequence "
     "CTImageFrameTypeSequence MREchoSequence MRTimingAndRelatedParametersSequence MRDiffusionSequence "
     "DiffusionGradientDirectionSequence RadiopharmaceuticalInformationSequence EnergyWindowRangeSequence "
-    "EnergyWindowInformationSequence ReferencedImageSequence SourceImageSequence DerivationImageSequence"
+    "EnergyWindowInformationSequence ReferencedImageSequence SourceImageSequence DerivationImageSequence FrameAnatomySequence "
+    "SegmentSequence SegmentIdentificationSequence RealWorldValueMappingSequence"
 )
 """Their items are treated as the header is."""
+
+CODES = _words(
+    "AnatomicRegionSequence PrimaryAnatomicStructureSequence ViewCodeSequence ViewModifierCodeSequence DerivationCodeSequence "
+    "PurposeOfReferenceCodeSequence PatientOrientationCodeSequence PatientGantryRelationshipCodeSequence "
+    "RadionuclideCodeSequence RadiopharmaceuticalCodeSequence MeasurementUnitsCodeSequence "
+    "SegmentedPropertyCategoryCodeSequence SegmentedPropertyTypeCodeSequence"
+)
+"""K: of their items, the codes of the standard's own dictionary stay, in its words."""
+
+_SCHEMES = ("SCT", "DCM", "UCUM")
 
 TABLES = {
     "LUTData": "LUTDescriptor",
@@ -161,6 +184,13 @@ TABLES = {
     "BluePaletteColorLookupTableData": "BluePaletteColorLookupTableDescriptor",
 }
 """K: lookup tables, cut to the length that their descriptor says."""
+
+ESSENTIAL = _words(
+    "PhotometricInterpretation PlanarConfiguration BitsStored HighBit PixelRepresentation RescaleSlope RescaleIntercept "
+    "DoseGridScaling PixelSpacing ImagePositionPatient ImageOrientationPatient GridFrameOffsetVector "
+    "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData"
+) | frozenset(TABLES)
+"""Without these the pixels would mean something else: a file in which they cannot stay is refused."""
 
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"[+-]?\d+")
@@ -192,10 +222,23 @@ def _number(keyword: str, value: Any) -> bool:
     return bool((_DECIMAL if kind == "DS" else _WHOLE).fullmatch(text)) and (len(whole) <= MAX_DIGITS or keyword in _LARGE)
 
 
+@functools.lru_cache(maxsize=1024)
+def coded(scheme: str, value: str) -> tuple[str, str, str] | None:
+    """Scheme, value and meaning of a code as the standard has them now: the older codes of SNOMED become others. Or None."""
+    code = Code(value, scheme, "")
+    known = next((known for known in _codes() if known == code), None)
+    return (known.scheme_designator, known.value, known.meaning) if known else None
+
+
+@functools.cache
+def _codes() -> list[Code]:
+    return [code for scheme in _SCHEMES for code in Collection(scheme).concepts.values()]
+
+
 def _text(value: Any) -> str:
     return str(value).strip(" \0")
 
 
 def names() -> Iterable[str]:
     """All keywords of which something may stay, UIDs aside."""
-    return itertools.chain(NUMBERS, TERMS, DATES, EMPTIED, DUMMIES, SEQUENCES, TABLES)
+    return itertools.chain(NUMBERS, TERMS, DATES, EMPTIED, DUMMIES, SEQUENCES, CODES, TABLES)

@@ -6,6 +6,10 @@ The code words of the pixels are never touched: nothing is decoded, so nothing i
 import struct
 from collections.abc import Iterator
 
+import imagecodecs
+import numpy as np
+from jaxtyping import UInt8
+
 from vaejax.errors import DataError
 
 _SCAN, _END = 0xDA, 0xD9
@@ -128,6 +132,14 @@ def run_lengths(stream: bytes, size: int, planes: int) -> bytes:
         segments.append(segment + b"\0" * (len(segment) % 2))
     offsets = [64 + sum(map(len, segments[:i])) for i in range(n)]
     return struct.pack("<16I", n, *offsets, *[0] * (15 - n)) + b"".join(segments)
+
+
+def expanded(stream: bytes, size: int) -> UInt8[np.ndarray, "size n"]:
+    """The n bytes of each of `size` pixels of an RLE frame that `run_lengths` gave, the most significant first."""
+    n, *starts = struct.unpack("<16I", stream[:64])
+    ends = [*starts[1:n], len(stream)]
+    planes = [imagecodecs.packbits_decode(stream[start:end], out=size) for start, end in zip(starts, ends, strict=False)]
+    return np.stack([np.frombuffer(plane, np.uint8) for plane in planes], axis=-1)
 
 
 def _after_runs(stream: bytes, i: int, end: int, size: int) -> int:
