@@ -32,7 +32,7 @@ SHAPE = (64, 40)
 FRACTION = 0.2
 """Share of the patients in each of val and test."""
 
-MODEL = {"features": (32, 64, 128), "latent_size": 32, "likelihood": "gaussian"}
+MODEL = {"features": (16, 32, 64), "norm": "group", "latent_size": 32, "likelihood": "gaussian"}
 AUGMENT = {"brightness": 0.1, "contrast": 0.2}
 BATCH = 16
 
@@ -80,8 +80,8 @@ def split_of(columns: dict[str, np.ndarray]) -> Split:
 def pretraining(steps: int) -> Config:
     return from_dict(
         {
-            "data": {"name": "volumes", "path": "images", "image_size": SHAPE, "batch_size": 64},
-            "augment": {"rotate": 5.0, "zoom": 0.05, "brightness": 0.05},
+            "data": {"name": "volumes", "path": "images", "image_size": SHAPE, "batch_size": 32},
+            "augment": {"rotate": 15.0, "zoom": 0.15, "brightness": 0.1},
             "model": MODEL,
             "optimizer": {"warmup_steps": 200},
             "training": {"steps": steps, "log_every": 100, "checkpoint_every": 1_000},
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("part", choices=("pretrain", "arms"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--steps", type=int, default=2_500)
+    parser.add_argument("--steps", type=int, default=1_500)
     parser.add_argument("--arms", nargs="+", default=["scratch", "pretrained"])
     parser.add_argument("--shares", nargs="+", type=float, default=[0.01, 0.05, 0.1, 0.5, 1.0])
     parser.add_argument("--draws", nargs="+", type=int, default=[0, 1, 2])

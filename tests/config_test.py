@@ -31,6 +31,8 @@ PARTNERS = {
     ("model.family", "hierarchical"): {"model.network": "resnet"},
     ("model.code_prior", "transformer"): {"model.family": "vq", "objective.name": "vq"},
     ("transfer.freeze", ("decoder",)): {"transfer.source": "somewhere"},
+    ("model.regions", 255): {"objective.name": "segmentation"},
+    ("objective.name", "segmentation"): {"model.regions": 2},
     ("optimizer.weight_decay", 1.0): {"optimizer.name": "adamw"},
     ("optimizer.warmup_steps", 999_999_999): {"training.steps": 1_000_000_000},
 }

@@ -16,6 +16,9 @@ LEAVES = (1, 3, 10)
 
 TREES = 300
 
+DRAWS = 1_000
+"""Resamples behind an interval."""
+
 
 class Labelled(NamedTuple):
     """Rows of numbers with labels; examples of one group (a patient) are no independent ones."""
@@ -59,7 +62,7 @@ PROBES = {"linear": linear, "forest": forest}
 """By name."""
 
 
-def measure(probe: Probe, test: Labelled, draws: int = 1_000) -> dict[str, Any]:
+def measure(probe: Probe, test: Labelled) -> dict[str, Any]:
     """`{"n", "groups", "setting", name: {"value", "low", "high"}}`, the bounds of a 95 % bootstrap over groups.
 
     `accuracy`; `balanced_accuracy`, the mean over labels of the share that is right; and `auc`, the area under the ROC curve
@@ -83,7 +86,7 @@ def measure(probe: Probe, test: Labelled, draws: int = 1_000) -> dict[str, Any]:
     everything = np.arange(len(labels))
     measured: dict[str, Any] = {"n": len(labels), "groups": len(np.unique(test.groups)), "setting": probe.setting}
     for name, statistic in statistics.items():
-        low, high = resampling.interval(statistic, test.groups, draws)
+        low, high = resampling.interval(statistic, test.groups, DRAWS)
         measured[name] = {"value": statistic(everything), "low": low, "high": high}
     return measured
 
