@@ -329,7 +329,7 @@ class AnomalyConfig(Section):
 
     prefix = "anomaly."
     score: str = declare(
-        "likelihood",
+        "ssim",
         "what counts: negative log-likelihood; error or ssim of the reconstruction; rate; distance to a restored image",
         choices=("likelihood", "error", "ssim", "rate", "restoration"),
     )
