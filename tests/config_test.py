@@ -158,7 +158,7 @@ def _numbers(text: str) -> list[float]:
 def test_every_section_is_walked():
     assert len(LEAVES) > 40
     assert {leaf.name.rpartition(".")[0] for leaf in LEAVES} == {
-        "", "data", "augment", "model", "objective", "transfer", "optimizer", "training", "evaluation",
+        "", "data", "augment", "model", "objective", "transfer", "optimizer", "training", "evaluation", "anomaly",
     }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def create(folder: Path, name: str = "run", **sections: dict[str, Any]) -> Run:
     defaults: dict[str, dict] = {
         "data": data | {"normal": ("0",), "calibration_fraction": 0.4},
         "model": {"network": "mlp", "hidden": (8,), "latent_size": 2},
-        "anomaly": {"samples": 2, "steps": 2},
+        "anomaly": {"score": "likelihood", "samples": 2, "steps": 2},
         "evaluation": {"batch_size": 25},
     }
     merged = {part: defaults.get(part, {}) | sections.get(part, {}) for part in defaults | sections}

@@ -372,7 +372,7 @@ class AnomalyConfig(Section):
 
     prefix = "anomaly."
     score: str = declare(
-        "likelihood",
+        "ssim",
         "what counts: negative log-likelihood; error or ssim of the reconstruction; rate; distance to a restored image",
         choices=("likelihood", "error", "ssim", "rate", "restoration"),
     )
