@@ -15,8 +15,8 @@ ORDER = (
     "config", "config_file", "hosts", "memory", "keys", "distributions",
     "datasets", "batches", "augment", "pipeline",
     "networks", "models", "objectives", "optimizers", "metrics", "training",
-    "checkpoints", "runs", "journal", "interruption", "progress", "transfer", "experiment",
-    "applications", "evaluation", "samplers", "classifier", "frechet", "report", "gallery", "cli",
+    "progress", "tally", "inspection", "suggestion", "checkpoints", "runs", "journal", "interruption", "transfer", "experiment",
+    "applications", "evaluation", "samplers", "classifier", "frechet", "report", "inspection_report", "gallery", "cli",
 )  # fmt: skip
 """A room imports only rooms that stand before it."""
 
@@ -28,7 +28,7 @@ OWNERS = {
     "tensorflow": {"pipeline", "augment", "datasets"},
     "tensorflow_datasets": {"datasets"},
     "tensorboardX": {"journal"},
-    "matplotlib": {"report"},
+    "matplotlib": {"report", "inspection_report"},
     "jinja2": {"report"},
     "ml_collections": {"config"},
     "argparse": {"cli"},
