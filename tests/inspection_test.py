@@ -81,11 +81,13 @@ def _nifti(root: Path) -> None:
 
 
 def _dicom_without_suffix(root: Path) -> None:
+    """One with its preamble, and one that begins with group 2, as old ones do."""
     save_dicom(root / "deep" / "IM0001", noise(4, 4))
+    (root / "deep" / "IM0002").write_bytes((root / "deep" / "IM0001").read_bytes()[132:])
 
 
 def _mixed(root: Path) -> None:
-    _dicom_without_suffix(root)
+    save_dicom(root / "deep" / "IM0001", noise(4, 4))
     for number in range(2):
         save_png(root / f"{number}.png", noise(4, 4))
 
@@ -95,7 +97,7 @@ def _mixed(root: Path) -> None:
     [
         (_idx, "idx", "IDX files", 0),
         (_nifti, "volumes", "1 NIfTI files", 0),
-        (_dicom_without_suffix, "volumes", "1 DICOM files", 0),
+        (_dicom_without_suffix, "volumes", "2 DICOM files", 0),
         (lambda root: save_png(root / "a" / "b.png", noise(2, 2)), "image_folder", "1 PNG files", 0),
         (_mixed, "image_folder", "2 PNG files, beside 1 others", 1),
     ],
@@ -161,6 +163,13 @@ def test_running_counts_are_those_of_all_images_at_once(images):
     assert {(h, w): n for h, w, n in facts["sizes"]} == collections.Counter(image.shape[:2] for image in images)
     different = {(image.shape, image.dtype, image.tobytes()) for image in images}
     assert facts["equal"]["copies"] == len(images) - len(different)
+
+
+def test_equal_bytes_of_another_shape_or_type_are_another_image():
+    tally = Tally()
+    for number, image in enumerate((np.zeros((2, 3, 1)), np.zeros((3, 2, 1)), np.zeros((1, 3, 1)))):
+        tally.add("train", number, image.astype(np.uint16 if number == 2 else np.uint8))
+    assert tally.facts()["equal"]["copies"] == 0
 
 
 @pytest.mark.parametrize(("levels", "told"), [(256, True), (255, False), (1000, False)])
@@ -229,7 +238,14 @@ def test_headers_are_counted_by_their_codes_alone(tmp_path):
     place = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [0.5, 0.25]}
     said = {"BurnedInAnnotation": "YES", "BodyPartExamined": "HEAD", "PatientID": NAME, "SeriesInstanceUID": "1.2"}
     save_dicom(tmp_path / "a.dcm", noise(4, 4), Modality="CT", SliceThickness=3.0, **place, **said)
-    save_dicom(tmp_path / "b.dcm", noise(4, 4), Modality="CT", SeriesInstanceUID="1.2", BurnedInAnnotation="NO")
+    save_dicom(
+        tmp_path / "b.dcm",
+        noise(4, 4),
+        Modality="CT",
+        SeriesInstanceUID="1.2",
+        BurnedInAnnotation="NO",
+        BodyPartExamined="BRAIN",
+    )
     save_dicom(tmp_path / "c.dcm", noise(4, 4), Modality=NAME, BodyPartExamined="CHEST")
     (tmp_path / "d.dcm").write_bytes(b"damaged")
     counted = headers.count(sorted(tmp_path.iterdir()))
@@ -240,7 +256,7 @@ def test_headers_are_counted_by_their_codes_alone(tmp_path):
         "stored": {"12 bits": 3},
         "spacings": [[None, None, None, 2], [0.5, 0.25, 3.0, 1]],
         "burned_in": 1,
-        "head": 1,
+        "head": 2,
     }
     assert [dicom.read_header(tmp_path / f"{name}.dcm").burned_in for name in "abc"] == [True, False, None]
     assert headers.count([tmp_path / "d.dcm"]) is None
@@ -380,8 +396,8 @@ def suggested(tmp_path: Path, minutes: float = 15.0, data: dict | None = None, *
     return config
 
 
-def few(n: int) -> dict:
-    return {name: {"images": n, "unreadable": 0, "patients": None, "labels": None} for name in ("train", "val", "test")}
+def few(n: int, patients: int | None = None) -> dict:
+    return {name: {"images": n, "unreadable": 0, "patients": patients, "labels": None} for name in ("train", "val", "test")}
 
 
 @pytest.mark.usefixtures("quick_steps")
@@ -400,7 +416,9 @@ def few(n: int) -> dict:
         ({"unreadable": 3}, {"data.on_error": "skip"}),
         ({"splits": few(20_000)}, {"data.batch_size": 128, "model.latent_size": 64, "augment.rotate": 0.0}),
         ({"splits": few(40)}, {"data.batch_size": 8, "model.latent_size": 8, "training.steps": 500}),
-        ({"splits": few(3)}, {"data.batch_size": 3, "training.steps": 100}),
+        ({"splits": few(3)}, {"data.batch_size": 3, "training.steps": 200}),
+        ({"splits": few(3_200, patients=88)}, {"training.steps": 500}),
+        ({"splits": few(3_200, patients=3_000)}, {"training.steps": 5_000}),
     ],
 )
 def test_a_suggestion_loads_and_follows_the_numbers(tmp_path, changes, expected):

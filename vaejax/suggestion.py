@@ -26,8 +26,9 @@ STEPS_SHARE, EVALUATION_SHARE = 0.75, 0.15
 DECODING = 0.25
 """What decoding an image costs, of its share of a training step."""
 
-EPOCHS = 100
-"""Passes over the images at most: more would learn them by heart."""
+EPOCHS, EPOCHS_OF_SLICES, LEAST = 100, 10, 200
+"""Passes over the images at most, since more would learn them by heart: soon where they are slices of few patients (of 88
+patients' hippocampus, the validation loss rose after nine passes); and steps at least."""
 
 TIMED = 5
 """Steps whose median duration counts, after two that compile."""
@@ -215,10 +216,11 @@ def _of_time(facts: dict[str, Any], choices: list[Choice], minutes: float) -> li
     channels = taken["data.channels"]
     config = configuration([*choices, Choice("data.batch_size", batch, "")])
     seconds = seconds_a_step(config, (*taken["data.image_size"], channels))
-    fitting, most = int(60 * minutes * STEPS_SHARE / seconds), EPOCHS * n // batch
+    passes = EPOCHS_OF_SLICES if _are_slices(facts["splits"]["train"]) else EPOCHS
+    fitting, most = int(60 * minutes * STEPS_SHARE / seconds), max(passes * n // batch, LEAST)
     steps = max(_rounded(min(fitting, most)), 10)
     where = f"{os.cpu_count()} cores" if jax.default_backend() == "cpu" else f"{devices} x {jax.devices()[0].device_kind}"
-    limit = "" if fitting <= most else f"; {EPOCHS} passes over the images are fewer, and enough"
+    limit = "" if fitting <= most else f"; more than {passes} passes over the images would learn them by heart"
     why = (
         f"a step took {1000 * seconds:.0f} ms here ({where}): {fitting:,} take {STEPS_SHARE:.0%} of {minutes:g} minutes{limit}"
     )
@@ -235,6 +237,11 @@ def _of_time(facts: dict[str, Any], choices: list[Choice], minutes: float) -> li
         Choice("training.log_every", max(steps // 50, 1), "fifty points a curve"),
         Choice("evaluation.samples", samples, told),
     ]
+
+
+def _are_slices(train: dict[str, Any]) -> bool:
+    """Whether images are few patients' many, which are alike."""
+    return bool(train["patients"]) and train["images"] >= 5 * train["patients"]
 
 
 def _batch_size(n: int, devices: int) -> int:
