@@ -99,6 +99,8 @@ def _mixed(root: Path) -> None:
         (_nifti, "volumes", "1 NIfTI files", 0),
         (_dicom_without_suffix, "volumes", "2 DICOM files", 0),
         (lambda root: save_png(root / "a" / "b.png", noise(2, 2)), "image_folder", "1 PNG files", 0),
+        (lambda root: Image.fromarray(noise(2, 2)).save(root / "a.tif"), "image_folder", "1 TIFF files", 0),
+        (lambda root: np.save(root / "a.npy", noise(2, 2)), "image_folder", "1 NPY files", 0),
         (_mixed, "image_folder", "2 PNG files, beside 1 others", 1),
     ],
 )
@@ -123,7 +125,7 @@ def test_a_table_is_a_manifest(tmp_path):
     ("make", "told"),
     [
         (lambda root: root / "absent", "found none"),
-        (lambda root: root, "expected PNG, JPEG, DICOM, NIfTI or IDX files"),
+        (lambda root: root, "expected DICOM, NIfTI, PNG, JPEG, TIFF, NPY or IDX files"),
         (lambda root: (root / "one.dcm").write_bytes(b"") * 0 or root / "one.dcm", "Name the folder"),
         (lambda root: (root / "a.npz").write_bytes(b"PK") * 0 or root / "a.npz", "expected an .npz"),
         (lambda root: np.savez(root / "a.npz", x=1) or root, r"Name one of its files of \.npz"),
@@ -183,7 +185,8 @@ def test_an_inspection_counts_what_was_planted(folder):
     found = inspection.inspect(DataConfig(name="image_folder", path=str(folder)), "30 PNG files")
     facts = found.facts
     assert (facts["images"], facts["unreadable"], facts["constant"], facts["files"]) == (30, 1, 1, 31)
-    assert facts["reasons"] == {"neither a PNG nor a JPEG image": 1}
+    ((reason, count),) = facts["reasons"].items()
+    assert (reason[:24], count) == ("neither a PNG nor a JPEG", 1)
     assert [part["images"] for part in facts["splits"].values()] == [18, 6, 6]
     assert list(facts["splits"]) == ["train", "val", "test"]
     assert facts["splits"]["train"]["labels"] == {"a": 9, "b": 9}
@@ -264,7 +267,7 @@ def test_headers_are_counted_by_their_codes_alone(tmp_path):
 
 def test_nothing_that_can_be_read_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"none that can be read \(a\.png: neither a PNG nor a JPEG image\)"):
+    with pytest.raises(DataError, match=r"none that can be read \(a\.png: neither a PNG nor a JPEG"):
         inspection.inspect(DataConfig(name="image_folder", path=str(tmp_path)), "")
 
 
@@ -486,7 +489,7 @@ def test_the_verb_leaves_a_page_without_names_and_a_configuration_that_opens(tmp
     assert cli.main(["inspect", str(folder), f"--output={output}", "--minutes=1"]) == 0
     shown, told = capsys.readouterr()
     assert "image_folder (31 PNG files)" in shown
-    assert f"unreadable: test/a/{NAME}99.png: neither a PNG nor a JPEG image" in told
+    assert f"unreadable: test/a/{NAME}99.png: neither a PNG nor a JPEG" in told
     assert sorted(path.name for path in output.iterdir()) == ["config.py", "inspection.html", "inspection.json", "private"]
     page = (output / "inspection.html").read_text()
     assert NAME not in page + (output / "inspection.json").read_text()

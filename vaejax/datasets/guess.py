@@ -11,7 +11,9 @@ from vaejax.datasets.source import NOTES, files_in
 from vaejax.errors import DataError
 
 _TABLES = {".csv", ".json"}
-_KINDS = {"PNG": "image_folder", "JPEG": "image_folder", "DICOM": "volumes", "NIfTI": "volumes"}
+_KINDS = {"DICOM": "volumes", "NIfTI": "volumes"} | dict.fromkeys(("PNG", "JPEG", "TIFF", "NPY"), "image_folder")
+_BEGINNINGS = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\x93NUMPY": "NPY"}
+_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".npy": "NPY"}
 
 
 class Guess(NamedTuple):
@@ -71,9 +73,9 @@ def _of_folder(folder: Path) -> Guess:
     )
     (name, count), *_ = sources.most_common()
     if not count:
-        suffixes = sorted({path.suffix.lower() for path in folder.iterdir() if path.suffix.lower() in {".npz", ".npy", *NOTES}})
+        suffixes = sorted({path.suffix.lower() for path in folder.iterdir() if path.suffix.lower() in {".npz", *NOTES}})
         one = f" Name one of its files of {', '.join(suffixes)}." if suffixes else ""
-        raise DataError(f"{folder}: expected PNG, JPEG, DICOM, NIfTI or IDX files at any depth, found none.{one}")
+        raise DataError(f"{folder}: expected DICOM, NIfTI, PNG, JPEG, TIFF, NPY or IDX files at any depth, found none.{one}")
     why = " and ".join(f"{kinds[kind]:,} {kind} files" for kind in _KINDS if kinds[kind] and _KINDS[kind] == name)
     others = sum(kinds.values()) - count
     return Guess(name, why + (f", beside {others:,} others" if others else ""), others)
@@ -91,6 +93,5 @@ def _kind(path: Path) -> str:
         return "DICOM"
     if head[344:347] == b"n+1" or head[4:7] == b"n+2" or name.endswith((".nii", ".nii.gz")):
         return "NIfTI"
-    if head.startswith(b"\x89PNG") or name.endswith(".png"):
-        return "PNG"
-    return "JPEG" if head.startswith(b"\xff\xd8\xff") or name.endswith((".jpg", ".jpeg")) else ""
+    known = (kind for beginning, kind in _BEGINNINGS.items() if head.startswith(beginning))
+    return next(known, _SUFFIXES.get(path.suffix.lower(), ""))
