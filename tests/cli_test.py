@@ -323,7 +323,7 @@ def test_the_command_line_is_that_of_the_process(monkeypatch, capsys):
 # --- help
 
 
-@pytest.mark.parametrize("verb", ["train", *VERBS])
+@pytest.mark.parametrize("verb", ["train", "inspect", *VERBS])
 def test_the_example_of_a_verb_is_a_command(capsys, verb):
     with pytest.raises(SystemExit) as ended:
         cli.main([verb, "--help"])
@@ -340,7 +340,7 @@ def test_every_verb_is_listed(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     output = capsys.readouterr().out
-    assert all(re.search(rf"^ +{verb}\b", output, re.MULTILINE) for verb in ("train", *VERBS))
+    assert all(re.search(rf"^ +{verb}\b", output, re.MULTILINE) for verb in ("train", "inspect", *VERBS))
 
 
 @pytest.mark.parametrize("verb", ["sample", "frechet"])

@@ -244,7 +244,7 @@ def evaluate(directory: Path, *arguments: str) -> dict:
 
 def test_an_evaluation_has_its_schema(life):
     result = json.loads((life.stopped / "evaluation.json").read_text())
-    assert result.keys() == {"split", "step", "samples", "draw", "metrics", "undefined", "baselines"}
+    assert result.keys() == {"split", "step", "samples", "draw", "metrics", "undefined", "baselines", "outside"}
     assert (result["split"], result["step"], result["samples"], result["draw"]) == ("test", STEPS, 3, 0)
     assert result["metrics"].keys() == {"elbo", "distortion", "rate", "nll", "mse", "psnr", "ssim", "active_units"}
     assert result["undefined"].keys() == {"bits_per_dim"}

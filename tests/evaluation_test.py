@@ -11,7 +11,7 @@ import pytest
 from scipy import special, stats
 from sklearn.decomposition import PCA
 
-from vaejax import checkpoints, evaluation, experiment, keys, metrics, objectives, optimizers, runs, training
+from vaejax import checkpoints, evaluation, experiment, inspection, keys, metrics, objectives, optimizers, runs, training
 from vaejax.config import from_dict
 from vaejax.models import Params
 from vaejax.runs import Run
@@ -172,6 +172,25 @@ def test_every_split_can_be_evaluated(tmp_path, split):
     assert json.loads((run.directory / "evaluation.json").read_text()) == result
     assert (result["split"], result["step"]) == (split, 3)
     assert {value["n"] for value in (*result["metrics"].values(), *result["baselines"]["pca"].values())} == {SIZES[split]}
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 0), ("test", 2)])
+def test_images_unlike_those_trained_on_are_counted_and_told(tmp_path, capsys, split, count):
+    """Two test images are black."""
+    run = create(tmp_path, BERNOULLI)
+    save(run)
+    ranges = {name: (0.5, 1.0) if name == "light" else (0.0, 1.0) for name in inspection.TRAITS}
+    runs.write_json(run.directory / "data.json", runs.read_json(run.directory / "data.json") | {"ranges": ranges})
+    assert evaluation.evaluate(run, split)["outside"] == {"images": count, "of": SIZES[split]}
+    assert (f"warning: {count} of {SIZES[split]} images of the split '{split}'" in capsys.readouterr().err) is bool(count)
+
+
+def test_a_run_that_knows_no_ranges_is_evaluated_nevertheless(tmp_path):
+    run = create(tmp_path, GAUSSIAN)
+    save(run)
+    told = runs.read_json(run.directory / "data.json")
+    runs.write_json(run.directory / "data.json", {name: value for name, value in told.items() if name != "ranges"})
+    assert evaluation.evaluate(run)["outside"] is None
 
 
 @pytest.mark.parametrize("ema_decay", [0.9, 0.0])

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("tensorflow", "tensorflow_datasets", "orbax", "matplotlib", "tensorboardX", "sklearn")
 """What belongs to one room each, and is slow to import."""
 
-DRAWING = ("report", "gallery")
+DRAWING = ("report", "inspection_report", "gallery")
 TENSORFLOW = ("pipeline", "augment")
 
 

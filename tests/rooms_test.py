@@ -15,9 +15,9 @@ ORDER = (
     "config", "config_file", "hosts", "memory", "keys", "distributions",
     "datasets", "studies", "batches", "augment", "pipeline",
     "networks", "models", "objectives", "optimizers", "metrics", "calibration", "resampling", "training",
-    "checkpoints", "runs", "journal", "interruption", "progress", "privacy", "transfer", "experiment",
-    "applications", "evaluation", "screening", "samplers", "latents", "segmentation",
-    "classifier", "frechet", "report", "gallery", "cli",
+    "progress", "tally", "inspection", "suggestion", "checkpoints", "runs", "journal", "interruption", "privacy", "transfer",
+    "experiment", "applications", "evaluation", "screening", "samplers", "latents", "segmentation",
+    "classifier", "frechet", "report", "inspection_report", "gallery", "cli",
 )  # fmt: skip
 """A room imports only rooms that stand before it."""
 
@@ -29,7 +29,7 @@ OWNERS = {
     "tensorflow": {"pipeline", "augment", "datasets"},
     "tensorflow_datasets": {"datasets"},
     "tensorboardX": {"journal"},
-    "matplotlib": {"report"},
+    "matplotlib": {"report", "inspection_report"},
     "jinja2": {"report"},
     "ml_collections": {"config"},
     "argparse": {"cli"},

@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from vaejax import config_file, runs
+from vaejax import config_file, inspection, runs
 from vaejax.config import Config, from_dict
 from vaejax.datasets import DataSet
 from vaejax.errors import ConfigError, DataError, TrainingError
@@ -50,7 +50,9 @@ def test_a_new_directory_says_what_was_asked_and_of_which_images(tmp_path, image
     directory = tmp_path / "deep" / "run"
     assert sorted(path.name for path in directory.iterdir()) == ["config.json", "data.json"]
     assert config_file.load(directory / "config.json") == config == run.config
-    assert _json(directory / "data.json") == {
+    told = _json(directory / "data.json")
+    assert told.pop("ranges").keys() == inspection.TRAITS.keys()
+    assert told == {
         "fingerprint": run.data.fingerprint,
         "image_shape": [5, 4, 1],
         "white": 255.0,

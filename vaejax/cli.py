@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _keep_compiled_programs()
     parser = _parser()
     known, unknown = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    if unknown and known.verb not in ("train", "prepare"):
+    if unknown and known.verb not in ("train", "prepare", "inspect"):
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     try:
         with at_once():
@@ -99,6 +99,23 @@ def _parser() -> argparse.ArgumentParser:
             "--config", metavar="FILE", help="a .py file with get_config(), or a .json file; default: the quickstart"
         )
         verb.add_argument("--workdir", metavar="DIR", default="runs/quickstart", help="the run directory; default: %(default)s")
+
+    inspect = _verb(
+        verbs,
+        "inspect",
+        _inspect,
+        "count and show what lies in a folder or file of images, and suggest a configuration for it; before any training",
+        "vaejax inspect scans --output=inspections/scans --config.data.slice_axis=1",
+        "Fields of the section data can be set as --config.data.field=value; `vaejax train --help` lists them.",
+    )
+    inspect.add_argument(
+        "data", metavar="DATA", nargs="?", help="a folder, an .npz file, a manifest, or a configuration (.py, .json)"
+    )
+    inspect.add_argument("--output", metavar="DIR", default="inspection", help="where the files go; default: %(default)s")
+    inspect.add_argument("--seed", type=_seed, default=0, help="which examples are shown; default: %(default)s")
+    inspect.add_argument(
+        "--minutes", type=_minutes, default=15.0, help="what a suggested training may take on this machine; default: 15"
+    )
 
     evaluate = _run_verb(
         verbs, "evaluate", _evaluate, "compute evaluation.json", "vaejax evaluate runs/quickstart --samples=5000"
@@ -280,6 +297,11 @@ def _seed(text: str) -> int:
     return int(_ranged(text, int, 0, 2**31 - 1))
 
 
+def _minutes(text: str) -> float:
+    """A time."""
+    return _ranged(text, float, 0.1, 1e5)
+
+
 def _temperature(text: str) -> float:
     """A scale."""
     return _ranged(text, float, 0, 1_000)
@@ -331,6 +353,64 @@ def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     counts = ", ".join(f"{split.n} {name}" for name, split in data.splits.items())
     left_out = f"; {len(data.skipped)} files left out" if data.skipped else ""
     print(f"prepared in {cache}: {counts} images of {data.image_shape}{left_out}; fingerprint {data.fingerprint[:16]}")
+
+
+def _inspect(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from etils import epath
+    from rich.console import Console
+    from rich.table import Table
+
+    from vaejax import inspection, inspection_report, suggestion
+    from vaejax.progress import console
+
+    config, why = _source_of(arguments.data, overrides)
+    found, directory = inspection.inspect(config.data, why, arguments.seed), epath.Path(arguments.output)
+    table = Table(show_header=False, title=f"{found.facts['images']:,} images")
+    for line in inspection_report.summary(found.facts):
+        table.add_row(*line)
+    Console().print(table, _splits(found.facts["splits"]))
+    for sentence in found.facts["suspicious"]:
+        console.print(f"look at: {sentence}", markup=False)
+    for file in found.private["unreadable"][:20]:
+        console.print(f"unreadable: {file['path']}: {file['reason']}", markup=False)
+    text = None
+    try:
+        choices = suggestion.suggest(found.facts, config.data, arguments.minutes)
+        text = suggestion.text(choices, found.facts)
+    except VaejaxError as error:
+        console.print(str(error), markup=False)
+    inspection_report.write(directory, found, text)
+    print(f"written: {directory / 'inspection.html'}, inspection.json, private/files.json")
+    if text:
+        print(f"suggested: python train.py --config={directory / 'config.py'} --workdir=runs/first")
+
+
+def _source_of(data: str | None, overrides: Sequence[str]) -> tuple[configuration.Config, str]:
+    """The configuration whose images are inspected, and how its source was decided on."""
+    if data and data.startswith("--config."):  # what argparse takes for DATA, for a space in its value
+        return config_file.load(None, [data, *overrides]), "as configured"
+    path = Path(data) if data else None
+    if path is None or config_file.holds_configuration(path):
+        return config_file.load(path, overrides), "as configured"
+
+    from vaejax.datasets.guess import guess
+
+    guessed = guess(path)
+    found = [f"--config.data.name={guessed.name}", f"--config.data.path={str(path)!r}"]
+    return config_file.load(None, [*found, *overrides]), guessed.why
+
+
+def _splits(splits: dict[str, Any]) -> Any:
+    """A table of images, patients and labels a split."""
+    from rich.table import Table
+
+    table = Table("", *splits)
+    table.add_row("images", *(f"{part['images']:,}" for part in splits.values()))
+    if all(part["patients"] is not None for part in splits.values()):
+        table.add_row("patients", *(f"{part['patients']:,}" for part in splits.values()))
+    for label in splits["train"]["labels"] or ():
+        table.add_row(label, *(f"{(part['labels'] or {}).get(label, 0):,}" for part in splits.values()))
+    return table
 
 
 def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Where a configuration comes from: a `.py` or `.json` file, and `--config.section.field=value` on the command line."""
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import math
@@ -34,6 +35,15 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     return from_dict(values)
 
 
+def holds_configuration(path: Path) -> bool:
+    """Whether a file is a configuration rather than images or a list of them: a .py file, or JSON of known sections."""
+    if path.suffix != ".json" or not path.is_file():
+        return path.suffix == ".py"
+    sections = {field.name for field in dataclasses.fields(Config)}
+    values = _read_json(path)
+    return isinstance(values, dict) and bool(values) and set(values) <= sections
+
+
 def _quickstart() -> Path:
     """The shipped `configs/quickstart.py`: inside of an installed package, beside the package in a checkout."""
     package = Path(__file__).parent
@@ -45,10 +55,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"--config={path}: no such file. Expected a .py file with get_config(), or a .json file.")
     if path.suffix == ".json":
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"--config={path}: not valid JSON: {error}.") from error
+        values = _read_json(path)
         if not isinstance(values, dict):
             raise ConfigError(f"--config={path}: expected a JSON object, found {type(values).__name__}.")
         return values
@@ -65,6 +72,13 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # whatever the user's own code raises is told as one line
         raise ConfigError(f"--config={path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"--config={path}: not valid JSON: {error}.") from error
 
 
 def _split_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:

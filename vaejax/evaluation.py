@@ -1,11 +1,11 @@
 """A run directory -> `evaluation.json`: what a model is worth on images that it has not seen, beside a linear floor.
 
     {"split", "step", "samples", "draw", "metrics": {name: {"mean", "sem", "n", "unit"}},
-     "undefined": {name: why}, "baselines": {"pca": {name: {...}}}}
+     "undefined": {name: why}, "baselines": {"pca": {name: {...}}}, "outside": {"images", "of"}}
 
 Likelihoods are in nats an image and of the images as the model sees them; those of a conditional model are given the label.
-Everything drawn is fixed by (draw, index), so that
-the same weights give the same file.
+`outside` counts images unlike all that were trained on (see `inspection.outside`); null where a run knows nothing of that.
+Everything drawn is fixed by (draw, index), so that the same weights give the same file.
 """
 
 import functools
@@ -19,11 +19,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from sklearn.decomposition import PCA
 
+from vaejax import batches as batching
 from vaejax import distributions as dist
-from vaejax import experiment, hosts, keys, memory, metrics, runs, training
+from vaejax import experiment, hosts, inspection, keys, memory, metrics, runs, training
 from vaejax.applications.reconstruction import encode, reconstruct
 from vaejax.models import Condition, Model, Params, condition_of, flat
-from vaejax.progress import bar
+from vaejax.progress import bar, console
 from vaejax.runs import Run
 
 PIXELS_AT_A_TIME = {"cpu": 2**21, "gpu": 2**24, "tpu": 2**24}
@@ -34,6 +35,10 @@ BYTES_A_PIXEL = 1_024
 
 PCA_NUMBERS = 2**28
 """Training pixels that the linear floor is fitted on at most (1 GiB); beyond it, images evenly spaced."""
+
+
+TOLD_OUTSIDE = 0.01
+"""The share of images outside of what was trained on, above which a person is told."""
 
 
 _UNITS = {
@@ -84,9 +89,25 @@ def evaluate(
         "metrics": _summaries(values, run),
         "undefined": _undefined(run),
         "baselines": {"pca": _pca(run, run.model.vector, split, draw)} if run.model.vector and hosts.first() else {},
+        "outside": _outside(run, split),
     }
     runs.write_json(run.directory / "evaluation.json", result)
     return result
+
+
+def _outside(run: Run, split: str) -> dict[str, int] | None:
+    """How many images are unlike those trained on; more than one in a hundred are told of."""
+    seen = runs.ranges_of(run)
+    if not seen or not hosts.first():
+        return None
+    stored = batching.evaluation(run.data.splits[split], run.data.white, _rows(run, split), None)
+    found = inspection.count_outside(seen, (batch["image"][batch["mask"]] for batch in stored))
+    if found["images"] > TOLD_OUTSIDE * found["of"]:
+        console.print(
+            f"warning: {found['images']:,} of {found['of']:,} images of the split {split!r} are darker, brighter, flatter or "
+            "rougher than all that was trained on; what is measured of them may mean little."
+        )
+    return found
 
 
 def per_example(run: Run, params: Params, split: str, samples: int, draw: int) -> dict[str, Float[np.ndarray, "n ..."]]:

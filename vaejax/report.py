@@ -66,12 +66,17 @@ def write(run: Run, best: bool = False) -> epath.Path:
         "anomaly": _anomaly(run),
         "config": _public_config(run),
         "versions": _versions(),
-        "date": datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    environment = jinja2.Environment(autoescape=True, loader=jinja2.PackageLoader("vaejax", "templates"))
     page.parent.mkdir(exist_ok=True)
-    runs.write_text(page, environment.get_template("report.html").render(values))
+    write_page(page, "report.html", values)
     return page
+
+
+def write_page(page: epath.Path, template: str, values: dict[str, Any]) -> None:
+    """Writes an HTML page that needs no other file."""
+    environment = jinja2.Environment(autoescape=True, loader=jinja2.PackageLoader("vaejax", "templates"))
+    now = datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    runs.write_text(page, environment.get_template(template).render(values | {"date": now}))
 
 
 def grid(images: Float[np.ndarray, "r c h w ch"]) -> Image.Image:
@@ -161,7 +166,7 @@ def _pictures(run: Run, params: Any) -> list[dict[str, str]]:
             grid(pairs(originals, augmented)),
         ),
     ]
-    return [{"title": title, "caption": caption, "url": _url(image)} for title, caption, image in drawn]
+    return [{"title": title, "caption": caption, "url": url(image)} for title, caption, image in drawn]
 
 
 def _of_latents(run: Run, params: Any, first: Batch, second: Batch) -> list[tuple[str, str, Image.Image | Figure]]:
@@ -229,7 +234,7 @@ def _anomaly(run: Run) -> dict[str, Any] | None:
         marked = overlay(images, np.asarray(maps[index]), found["calibration"]["pixel_threshold"])
         plain = images.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
         caption = "; ".join(str(number) for number in index)
-        shown.append({"title": title.capitalize(), "caption": caption, "url": _url(grid(pairs(plain, marked)))})
+        shown.append({"title": title.capitalize(), "caption": caption, "url": url(grid(pairs(plain, marked)))})
     return found | {"pictures": shown}
 
 
@@ -308,7 +313,8 @@ def _versions() -> dict[str, str]:
     return versions | {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
 
 
-def _url(picture: Image.Image | Figure) -> str:
+def url(picture: Image.Image | Figure) -> str:
+    """The picture itself, as a PNG, in place of an address."""
     return "data:image/png;base64," + base64.b64encode(_png(picture)).decode()
 
 

@@ -1,7 +1,7 @@
 """A run directory holds all there is to know about a run, and every verb about a run takes it first.
 
 config.json        the resolved configuration; it runs again from there
-data.json          fingerprint and shape of the images that the run is about; ids and counts only
+data.json          fingerprint and shape of the images that the run is about, and the ranges of their grey levels; counts only
 checkpoints/STEP/  see `vaejax.checkpoints`
 metrics.jsonl      one line every `training.log_every` steps and one an epoch
 tensorboard/       the same as TensorBoard events
@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from vaejax import config as configuration
-from vaejax import config_file, datasets, hosts, models
+from vaejax import config_file, datasets, hosts, inspection, models
 from vaejax.config import Config
 from vaejax.datasets import DataSet
 from vaejax.errors import DataError, TrainingError
@@ -87,10 +87,10 @@ def create(directory: str, config: Config) -> Run:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"--workdir={directory}: expected a folder to write to: {error}. Choose another.") from error
-        write_json(path / "data.json", _describe(run.data))
+        write_json(path / "data.json", _describe(run.data) | {"ranges": ranges_of(run) or _ranges(run.data)})
         write_json(file, configuration.to_dict(config))
         if run.data.skipped and hosts.first():
-            _write_private(path, run.data)
+            write_private(path, "skipped.json", [{"path": name, "reason": reason} for name, reason in run.data.skipped])
     return run
 
 
@@ -120,6 +120,12 @@ def outline(directory: str) -> Outline:
     names = data["label_names"]
     model = models.build(config.model, tuple(data["image_shape"]), len(names) if names else None)
     return Outline(path, config, model, _fingerprint(config, data["fingerprint"]), names)
+
+
+def ranges_of(run: Run) -> inspection.Ranges | None:
+    """The ranges of the training images; None where an older version began the run."""
+    file = run.directory / "data.json"
+    return read_json(file).get("ranges") if file.exists() else None
 
 
 def read_json(path: epath.Path) -> Any:
@@ -176,6 +182,10 @@ def _require_same(old: Config, new: Config, directory: str) -> None:
         )
 
 
+def _ranges(data: DataSet) -> inspection.Ranges:
+    return inspection.ranges(data.splits["train"], data.white) if hosts.first() else {}
+
+
 def _describe(data: DataSet) -> dict[str, Any]:
     return {
         "fingerprint": data.fingerprint,
@@ -187,14 +197,13 @@ def _describe(data: DataSet) -> dict[str, Any]:
     }
 
 
-def _write_private(path: epath.Path, data: DataSet) -> None:
-    """Lists the files left out: their paths can carry names, so only their owner may read the list."""
+def write_private(path: epath.Path, name: str, value: Any) -> None:
+    """Writes what can carry names, such as paths, into the folder `private`, for its owner alone."""
     folder = path / "private"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     Path(folder).chmod(0o700)
-    file = folder / "skipped.json"
-    write_json(file, [{"path": name, "reason": reason} for name, reason in data.skipped])
-    Path(file).chmod(0o600)
+    write_json(folder / name, value)
+    Path(folder / name).chmod(0o600)
 
 
 def write_json(path: epath.Path, value: Any) -> None:

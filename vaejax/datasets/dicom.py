@@ -48,6 +48,7 @@ _GREY = {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"}
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 _FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_HEAD = {"HEAD", "BRAIN", "SKULL", "FACE", "ORBIT", "JAW", "HEADNECK"}  # of the terms for BodyPartExamined (PS3.16, annex L)
 _PALETTES = tuple(
     f"{kind}{colour}PaletteColorLookupTable{part}"
     for colour in ("Red", "Green", "Blue")
@@ -57,7 +58,7 @@ _PALETTES = tuple(
 _TAGS = [
     Tag(keyword)
     for keyword in (
-        *("Modality", "SeriesInstanceUID", "PatientID"),
+        *("Modality", "SeriesInstanceUID", "PatientID", "BurnedInAnnotation", "BodyPartExamined"),
         *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration", "PhotometricInterpretation"),
         *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
         *("RescaleSlope", "RescaleIntercept", "DoseGridScaling", "ModalityLUTSequence"),
@@ -102,6 +103,9 @@ class Header(NamedTuple):
         orientations: of each frame: the direction along a row, and down a column; None where unknown.
         series: SeriesInstanceUID, and
         patient: PatientID. For grouping alone: hash them before they are kept.
+        bits: stored a sample.
+        burned_in: whether text is said to be burned into the pixels; None where nothing is said.
+        head: whether a part of the head is said to be shown.
     """
 
     shape: tuple[int, int, int, int]
@@ -116,6 +120,9 @@ class Header(NamedTuple):
     orientations: Float[np.ndarray, "f 2 3"] | None
     series: str | None
     patient: str | None
+    bits: int
+    burned_in: bool | None
+    head: bool
 
 
 class Picture(NamedTuple):
@@ -409,6 +416,9 @@ def _header(data: Dataset, layout: _Layout) -> Header:
         orientations,
         _text(data, "SeriesInstanceUID"),
         _text(data, "PatientID"),
+        layout.stored,
+        {"YES": True, "NO": False}.get(_text(data, "BurnedInAnnotation") or ""),
+        (_text(data, "BodyPartExamined") or "") in _HEAD,
     )
 
 
