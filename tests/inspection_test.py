@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -518,6 +519,23 @@ def test_a_mistake_is_told_in_one_line_and_leaves_nothing(tmp_path, capsys):
     assert cli.main(["inspect", str(tmp_path / "absent"), f"--output={tmp_path / 'out'}"]) == 1
     assert capsys.readouterr().err.startswith(f"vaejax: {tmp_path / 'absent'}: expected a folder or file")
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_suggestion_the_one_before_goes(tmp_path, folder):
+    found = inspection.inspect(DataConfig(name="image_folder", path=str(folder)), "")
+    output = epath.Path(tmp_path / "out")
+    inspection_report.write(output, found, "suggested")
+    assert (output / "config.py").read_text() == "suggested"
+    inspection_report.write(output, found, None)
+    assert not (output / "config.py").exists()
+    assert "A configuration to start from" not in (output / "inspection.html").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, folder):
+    (tmp_path / "file").touch()
+    found = inspection.inspect(DataConfig(name="image_folder", path=str(folder)), "")
+    with pytest.raises(DataError, match=r"--output=.*file/out: expected a folder to write to"):
+        inspection_report.write(epath.Path(tmp_path / "file" / "out"), found, None)
 
 
 @pytest.mark.usefixtures("quick_steps")

@@ -368,7 +368,7 @@ def _inspect(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     table = Table(show_header=False, title=f"{found.facts['images']:,} images")
     for line in inspection_report.summary(found.facts):
         table.add_row(*line)
-    Console().print(table, _splits(found.facts["splits"]))
+    Console(markup=False).print(table, _splits(found.facts["splits"]))
     for sentence in found.facts["suspicious"]:
         console.print(f"look at: {sentence}", markup=False)
     for file in found.private["unreadable"][:20]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vaejax import report, runs
 from vaejax.datasets.image import WHITE, resize
+from vaejax.errors import DataError
 from vaejax.inspection import EXAMPLES, Inspection
 
 SIDE = 96
@@ -32,10 +33,17 @@ def write(directory: epath.Path, found: Inspection, suggestion: str | None) -> N
         directory: where; made if absent.
         found: what an inspection gave.
         suggestion: the text of a configuration file; None where there is none.
+
+    Raises:
+        DataError: the folder cannot be made.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--output={directory}: expected a folder to write to: {error}. Choose another.") from error
     runs.write_json(directory / "inspection.json", found.facts)
     runs.write_private(directory, "files.json", found.private)
+    (directory / "config.py").unlink(missing_ok=True)  # of another inspection
     if suggestion is not None:
         runs.write_text(directory / "config.py", suggestion)
     values = {
