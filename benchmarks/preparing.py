@@ -4,14 +4,16 @@
     python -m benchmarks.preparing --slices=400 --rounds=1 --few=100 --many=1000
 
 (a) A folder of synthetic CT series is prepared by each number of workers in turn, each time in a new process and from nothing:
-    seconds by the clock from its start to its end, the memory that the process and its workers took at most, each alone, and a
-    sha256 over all that was prepared.
+    seconds by the clock from its start to its end, those of processors of all its processes, the memory that the process and
+    its workers took at most, each alone, and a sha256 over all that was prepared. Mind that a busy Linux shares its processors
+    among sessions, not processes: only where nothing else runs does the clock tell what a second worker is good for.
 (b) One worker and few or many of them: the memory must not grow.
 """
 
 import argparse
 import contextlib
 import hashlib
+import os
 import shutil
 import statistics
 import subprocess
@@ -36,9 +38,12 @@ SERIES = 40
 
 
 class Measured(NamedTuple):
-    """One preparation: seconds, peak MiB of the process, and of its largest worker (0 without any), sha256 of all files."""
+    """One preparation: seconds by the clock, and of processors, peak MiB of the process, and of its largest worker (0 without
+    any), sha256 of all files.
+    """
 
     seconds: float
+    processors: float
     own: float
     workers: float
     sha256: str
@@ -69,12 +74,15 @@ def compare(folder: Path, slices: int, size: int, rounds: int) -> bool:
     for _ in range(rounds):
         for workers, results in found.items():
             results.append(measured(folder, workers))
-    table = Table("workers", "seconds (median)", "each", "peak of the first, MiB", "of a worker, MiB", "sha256 of all files")
+    columns = ("seconds (median)", "each", "of processors", "peak of the first, MiB", "of a worker, MiB", "sha256 of all files")
+    table = Table("workers", *columns)
     for workers, results in found.items():
         times = [result.seconds for result in results]
         memory = (f"{max(getattr(result, part) for result in results):.0f}" for part in ("own", "workers"))
         hashes = " ".join(sorted({result.sha256[:16] for result in results}))
-        table.add_row(str(workers), f"{statistics.median(times):.2f}", " ".join(f"{t:.2f}" for t in times), *memory, hashes)
+        spent = f"{statistics.median(result.processors for result in results):.2f}"
+        each = " ".join(f"{seconds:.2f}" for seconds in times)
+        table.add_row(str(workers), f"{statistics.median(times):.2f}", each, spent, *memory, hashes)
     Console(width=140).print(f"(a) {slices} slices of {size} x {size}, {rounds} rounds, in turn", table)
     one, two = (statistics.median(result.seconds for result in results) for results in found.values())
     print(f"two workers take {two / one:.2f} of the time of one")
@@ -84,11 +92,11 @@ def compare(folder: Path, slices: int, size: int, rounds: int) -> bool:
 def measured(folder: Path, workers: int) -> Measured:
     """Prepares what lies in `folder / "in"` in a new process, and watches the memory of all that it starts."""
     shutil.rmtree(folder / "out", ignore_errors=True)
-    start, peaks = time.perf_counter(), dict[int, float]()
+    start, seen = time.perf_counter(), dict[int, tuple[float, float]]()
     code = "import sys; from benchmarks import preparing; preparing.once(*sys.argv[1:])"
     process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(workers)], start_new_session=True)
     while process.poll() is None:
-        peaks |= {number: peak for number in members(process.pid) if (peak := peak_of(number))}
+        seen |= {number: costs for number in members(process.pid) if (costs := costs_of(number))}
         time.sleep(0.05)
     seconds = time.perf_counter() - start
     if process.returncode:
@@ -96,8 +104,9 @@ def measured(folder: Path, workers: int) -> Measured:
     digest = hashlib.sha256()
     for path in sorted((folder / "out").rglob("*")):
         digest.update(path.name.encode() + (path.read_bytes() if path.is_file() else b""))
-    others = [peak for number, peak in peaks.items() if number != process.pid]
-    return Measured(seconds, peaks[process.pid], max(others, default=0.0), digest.hexdigest())
+    others = [peak for number, (_, peak) in seen.items() if number != process.pid]
+    processors = sum(spent for spent, _ in seen.values())
+    return Measured(seconds, processors, seen[process.pid][1], max(others, default=0.0), digest.hexdigest())
 
 
 def once(folder: str, workers: str) -> None:
@@ -117,12 +126,13 @@ def members(session: int) -> list[int]:
     return found
 
 
-def peak_of(number: int) -> float:
-    """MiB that a process held at most so far; 0 where it has ended."""
+def costs_of(number: int) -> tuple[float, float] | None:
+    """Seconds of processors that a process spent, and MiB that it held at most, so far; None where it has ended."""
     with contextlib.suppress(OSError, KeyError):
         lines = dict(line.split(":", 1) for line in Path(f"/proc/{number}/status").read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) / 1024
-    return 0.0
+        ticks = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"), int(lines["VmHWM"].split()[0]) / 1024
+    return None
 
 
 def write(folder: Path, count: int, size: int) -> None:
