@@ -101,7 +101,7 @@ def test_the_package_is_the_same_program(capsys):
 # --- mistakes about a run
 
 
-VERBS = ("evaluate", "sample", "reconstruct", "interpolate", "frechet", "report")
+VERBS = ("evaluate", "sample", "reconstruct", "interpolate", "inpaint", "frechet", "report")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -123,10 +123,23 @@ def _parser() -> argparse.ArgumentParser:
         verbs, "interpolate", _interpolate, "lines between images", "vaejax interpolate runs/quickstart --n=8 --steps=12"
     )
     interpolate.add_argument("--steps", type=_positive, default=10, help="images on a line; default: %(default)s")
-    for verb in (reconstruct, interpolate):
+    inpaint = _run_verb(
+        verbs,
+        "inpaint",
+        _inpaint,
+        "what the model expects where pixels are missing: draws, their mean, and how far they spread",
+        "vaejax inpaint runs/quickstart --mask=square:12 --n=5",
+    )
+    inpaint.add_argument(
+        "--mask",
+        default="lower-half",
+        help="missing pixels: lower-half, square:SIDE in the middle, or a PNG, white where they are; default: %(default)s",
+    )
+    inpaint.add_argument("--draws", type=_several_draws, default=8, help="of each image, at least 2; default: %(default)s")
+    for verb in (reconstruct, interpolate, inpaint):
         verb.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
         verb.add_argument("--n", type=_positive, default=10, help="images, or lines; default: %(default)s")
-    for verb in (sample, reconstruct, interpolate):
+    for verb in (sample, reconstruct, interpolate, inpaint):
         verb.add_argument("--seed", type=_seed, default=0, help="which are drawn; default: %(default)s")
         verb.add_argument("--output", metavar="DIR", help="where NAME.png and NAME.npz go; default: in the run directory")
 
@@ -185,6 +198,11 @@ def _several(verb: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
     """A count."""
     return int(_ranged(text, int, 1, 1_000_000_000))
+
+
+def _several_draws(text: str) -> int:
+    """A count of which the spread is wanted."""
+    return int(_ranged(text, int, 2, 10_000))
 
 
 def _seed(text: str) -> int:
@@ -275,6 +293,21 @@ def _interpolate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     run, output = _open(arguments)
     gallery.interpolate(run, output, arguments.best, arguments.split, arguments.n, arguments.seed, arguments.steps)
     print(f"written: {output / 'interpolations.png'}, interpolations.npz")
+
+
+def _inpaint(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    import numpy as np
+
+    from vaejax import gallery
+
+    run, output = _open(arguments)
+    how = (arguments.split, arguments.n, arguments.seed, arguments.mask, arguments.draws)
+    found = gallery.inpaint(run, output, arguments.best, *how)
+    print(f"written: {output / 'inpainted.png'}, inpainted.npz")
+    print(
+        f"chains: {100 * found.acceptance.mean():.0f} % of the transitions accepted; potential scale reduction "
+        f"{np.median(found.scale_reduction):.2f} in the median image, {found.scale_reduction.max():.2f} at most (1: they agree)"
+    )
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Any, Any]:

@@ -14,17 +14,18 @@ import jinja2
 import matplotlib
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.decomposition import PCA
 
 from vaejax import config as configuration
 from vaejax import experiment, hosts, journal, keys, runs
-from vaejax.applications import generation, reconstruction
+from vaejax.applications import generation, inpainting, reconstruction
 from vaejax.batches import Batch
 from vaejax.datasets import Split
 from vaejax.models import Model, condition_of, flat
+from vaejax.progress import bar
 from vaejax.runs import Run
 
 PICTURE_SIDE = 64
@@ -32,6 +33,9 @@ PICTURE_SIDE = 64
 
 MAP_POINTS = 2_000
 """Images shown in the map of the latent space, at most."""
+
+IMAGES_AT_A_TIME = 10
+"""Images whose chains run together: always so many, as rounding that differs between sizes is enough to part chains."""
 
 _COMMON = ("step", "split", "loss", "distortion", "rate", "gradient_norm", "learning_rate", "images_per_second")
 """What every training writes into its journal."""
@@ -179,6 +183,26 @@ def draw_lines(model: Model, params: Any, first: Batch, second: Batch, steps: in
     conditions = (condition_of(model, first), condition_of(model, second))
     lines = jax.jit(lambda params: reconstruction.interpolate(model, params, images[0], images[1], steps, conditions))
     return np.asarray(lines(params))
+
+
+def draw_inpainted(
+    model: Model, params: Any, batch: Batch, missing: Bool[np.ndarray, "h w"], seed: int, draws: int
+) -> inpainting.Inpainted:
+    """The images of a batch, of all of which the same pixels are missing; `IMAGES_AT_A_TIME`, so that memory suffices."""
+    index, n = jnp.asarray(batch["index"]), len(batch["index"])
+    key, found = keys.stream(jax.random.key(seed), "missing pixels"), []
+    with bar("inpainting", n) as show:
+        for start in range(0, n, IMAGES_AT_A_TIME):
+            rows = np.minimum(np.arange(start, start + IMAGES_AT_A_TIME), n - 1)
+            images, condition = jnp.asarray(batch["image"])[rows], condition_of(model, batch)
+            where = jnp.broadcast_to(missing[..., np.newaxis], (*images.shape[:-1], 1))
+            told = None if condition is None else condition[rows]
+            part = inpainting.inpaint(model, params, images, where, keys.of_examples(key, index[rows]), told, draws)
+            found.append(part)
+            show(min(start + IMAGES_AT_A_TIME, n), "")
+    draws_of, *others = ([part[i] for part in found] for i in range(len(found[0])))
+    joined = (np.concatenate(draws_of, axis=1)[:, :n], *(np.concatenate(other)[:n] for other in others))
+    return inpainting.Inpainted(*joined)
 
 
 def _augmented(run: Run) -> tuple[Float[np.ndarray, "n h w c"], Float[np.ndarray, "n h w c"]]:
