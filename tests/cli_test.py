@@ -101,7 +101,9 @@ def test_the_package_is_the_same_program(capsys):
 # --- mistakes about a run
 
 
-VERBS = ("evaluate", "sample", "reconstruct", "interpolate", "embed", "anomaly", "segment", "frechet", "report")
+VERBS = (
+    "evaluate", "sample", "reconstruct", "interpolate", "inpaint", "embed", "anomaly", "segment", "frechet", "report",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -181,13 +181,26 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--to", dest="second", required=True, metavar="LABEL", help="the label that they are moved towards")
     explain.add_argument("--n", type=_positive, default=5, help="images; default: %(default)s")
     explain.add_argument("--steps", type=_positive, default=6, help="images on a walk; default: %(default)s")
-    for verb in (reconstruct, interpolate, embed, explain):
+    inpaint = _run_verb(
+        verbs,
+        "inpaint",
+        _inpaint,
+        "what the model expects where pixels are missing: draws, their mean, and how far they spread",
+        "vaejax inpaint runs/quickstart --mask=square:12 --n=5",
+    )
+    inpaint.add_argument(
+        "--mask",
+        default="lower-half",
+        help="missing pixels: lower-half, square:SIDE in the middle, or a PNG, white where they are; default: %(default)s",
+    )
+    inpaint.add_argument("--draws", type=_several_draws, default=8, help="of each image, at least 2; default: %(default)s")
+    for verb in (reconstruct, interpolate, embed, explain, inpaint):
         verb.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
-    for verb in (reconstruct, interpolate):
+    for verb in (reconstruct, interpolate, inpaint):
         verb.add_argument("--n", type=_positive, default=10, help="images, or lines; default: %(default)s")
-    for verb in (sample, reconstruct, interpolate, explain):
+    for verb in (sample, reconstruct, interpolate, explain, inpaint):
         verb.add_argument("--seed", type=_seed, default=0, help="which are drawn; default: %(default)s")
-    for verb in (sample, reconstruct, interpolate, embed, explain):
+    for verb in (sample, reconstruct, interpolate, embed, explain, inpaint):
         verb.add_argument("--output", metavar="DIR", help="where the files go; default: in the run directory")
 
     anomaly = _run_verb(
@@ -290,6 +303,11 @@ def _several(verb: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
     """A count."""
     return int(_ranged(text, int, 1, 1_000_000_000))
+
+
+def _several_draws(text: str) -> int:
+    """A count of which the spread is wanted."""
+    return int(_ranged(text, int, 2, 10_000))
 
 
 def _seed(text: str) -> int:
@@ -538,6 +556,21 @@ def _segment(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         words = (f"{key} {_interval(entry[key])}" for key in ("dice", "hausdorff95") if entry.get(key, {}).get("n"))
         print(f"{name}, {result['volumes']} volumes: {', '.join(words)}")
     print(f"written: {output / 'segmentation.json'}, segmentations.npz, segmentations.png")
+
+
+def _inpaint(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    import numpy as np
+
+    from vaejax import gallery
+
+    run, output = _open(arguments)
+    how = (arguments.split, arguments.n, arguments.seed, arguments.mask, arguments.draws)
+    found = gallery.inpaint(run, output, arguments.best, *how)
+    print(f"written: {output / 'inpainted.png'}, inpainted.npz")
+    print(
+        f"chains: {100 * found.acceptance.mean():.0f} % of the transitions accepted; potential scale reduction "
+        f"{np.median(found.scale_reduction):.2f} in the median image, {found.scale_reduction.max():.2f} at most (1: they agree)"
+    )
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Any, Any]:

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Float32, Int
+from jaxtyping import Bool, Float32, Int
 
 from vaejax import experiment, latents, report, runs, samplers, segmentation, studies
-from vaejax.applications import embedding, reconstruction
-from vaejax.errors import DataError
+from vaejax.applications import embedding, inpainting, reconstruction
+from vaejax.datasets import image as files
+from vaejax.errors import DataError, FamilyError
 from vaejax.models import Latents, Params
 from vaejax.runs import Run
 
@@ -228,6 +229,50 @@ def _write_table(output: epath.Path, seen: latents.Rows, columns: list[str], nam
         buffer = io.BytesIO()
         write(table, buffer)
         runs.write_bytes(output / f"latents.{suffix}", buffer.getvalue())
+
+
+def inpaint(
+    run: Run, output: epath.Path, best: bool, split: str, n: int, seed: int, mask: str, draws: int
+) -> inpainting.Inpainted:
+    """Writes inpainted.png and .npz, and returns what is in them.
+
+    A row of the picture: an image, what is seen of it (the rest is grey), draws, their mean, and the standard deviation, of
+    which white is 0.5. The file has `images`, `missing`, `index`, and the fields of `Inpainted`.
+
+    Raises:
+        DataError: there is no such mask, or it does not fit the images.
+        FamilyError: what the model says of pixels is no distribution of images, or its latents are codes.
+    """
+    if run.config.objective.name == "vae_gan":
+        raise FamilyError(
+            "inpaint: trained against a discriminator, the likelihood is no longer fitted to the images, so that it does not "
+            "say what a missing pixel may be. Choose a run with objective.name='elbo' or 'iwae'."
+        )
+    missing = _missing(mask, run.model.image_shape)
+    trained, batch = experiment.restore(run, best), experiment.rows(run, split, _choose(run, split, n, seed))
+    images = np.asarray(batch["image"])
+    found = report.draw_inpainted(run.model, trained.params, batch, missing, seed, draws)
+    seen = np.where(missing[..., np.newaxis], np.float32(0.5), images)
+    columns = np.concatenate([[images, seen], found.draws, [found.mean, 2.0 * found.sd]])
+    arrays = {"images": images, "missing": missing, "index": np.asarray(batch["index"])} | found._asdict()
+    report.save(output, "inpainted", np.moveaxis(columns, 0, 1), arrays)
+    return found
+
+
+def _missing(mask: str, image_shape: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
+    """Missing pixels by the name of a region, or the bright ones of an image file."""
+    if not Path(mask).suffix:
+        return inpainting.region(mask, image_shape)
+    try:
+        pixels = files.decode(Path(mask))
+        missing = files.to_channels(pixels, 1)[..., 0] > files.WHITE[pixels.dtype.name] / 2.0
+    except DataError as error:
+        raise DataError(f"--mask={mask}: {error}. Expected a PNG image, white where pixels are missing.") from error
+    if missing.shape != image_shape[:2] or missing.all() or not missing.any():
+        found = f"{missing.shape[0]} x {missing.shape[1]}, {int(missing.sum())} missing"
+        size = f"{image_shape[0]} x {image_shape[1]} pixels, white where they are missing and black where not"
+        raise DataError(f"--mask={mask}: expected {size}, found {found}. Draw it at the size of the run's images.")
+    return missing
 
 
 def _choose(run: Run, split: str, n: int, seed: int) -> Int[np.ndarray, " n"]:

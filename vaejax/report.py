@@ -14,16 +14,17 @@ import jinja2
 import matplotlib
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from PIL import Image
 
 from vaejax import config as configuration
 from vaejax import experiment, hosts, journal, keys, latents, runs
-from vaejax.applications import generation, reconstruction
+from vaejax.applications import generation, inpainting, reconstruction
 from vaejax.batches import Batch
 from vaejax.datasets import Split
 from vaejax.models import Model, condition_of
+from vaejax.progress import bar
 from vaejax.runs import Run
 
 PICTURE_SIDE = 64
@@ -31,6 +32,9 @@ PICTURE_SIDE = 64
 
 MAP_POINTS = 2_000
 """Images shown in the map of the latent space, at most."""
+
+IMAGES_AT_A_TIME = 10
+"""Images whose chains run together: always so many, as rounding that differs between sizes is enough to part chains."""
 
 _COMMON = ("step", "split", "loss", "distortion", "rate", "gradient_norm", "learning_rate", "images_per_second")
 """What every training writes into its journal."""
@@ -236,6 +240,26 @@ def _anomaly(run: Run) -> dict[str, Any] | None:
         caption = "; ".join(str(number) for number in index)
         shown.append({"title": title.capitalize(), "caption": caption, "url": url(grid(pairs(plain, marked)))})
     return found | {"pictures": shown}
+
+
+def draw_inpainted(
+    model: Model, params: Any, batch: Batch, missing: Bool[np.ndarray, "h w"], seed: int, draws: int
+) -> inpainting.Inpainted:
+    """The images of a batch, of all of which the same pixels are missing; `IMAGES_AT_A_TIME`, so that memory suffices."""
+    index, n = jnp.asarray(batch["index"]), len(batch["index"])
+    key, found = keys.stream(jax.random.key(seed), "missing pixels"), []
+    with bar("inpainting", n) as show:
+        for start in range(0, n, IMAGES_AT_A_TIME):
+            rows = np.minimum(np.arange(start, start + IMAGES_AT_A_TIME), n - 1)
+            images, condition = jnp.asarray(batch["image"])[rows], condition_of(model, batch)
+            where = jnp.broadcast_to(missing[..., np.newaxis], (*images.shape[:-1], 1))
+            told = None if condition is None else condition[rows]
+            part = inpainting.inpaint(model, params, images, where, keys.of_examples(key, index[rows]), told, draws)
+            found.append(part)
+            show(min(start + IMAGES_AT_A_TIME, n), "")
+    draws_of, *others = ([part[i] for part in found] for i in range(len(found[0])))
+    joined = (np.concatenate(draws_of, axis=1)[:, :n], *(np.concatenate(other)[:n] for other in others))
+    return inpainting.Inpainted(*joined)
 
 
 def _augmented(run: Run) -> tuple[Float[np.ndarray, "n h w c"], Float[np.ndarray, "n h w c"]]:

@@ -95,14 +95,12 @@ def hierarchical(config: ModelConfig, image_shape: tuple[int, int, int], classes
             )
         risen, drawing = _rise(hierarchy, params, images, condition), of_samples(keys, numbers_of(samples))
         k, b = drawing.shape
-        standard = dist.standard_normal(1)
-        draws, ratios, rates, means = [], [], [], []
+        draws, log_q, rates, means = [], [], [], []
 
         def draw(level: int, x: jax.Array) -> jax.Array:
             q = _posterior(hierarchy, params, level, x, risen)
             z = q.sample(of_part(drawing.reshape(-1), level))
-            log_prior = standard.log_prob(z[..., jnp.newaxis]).sum(axis=-1)
-            ratios.append((q.log_prob(z) - log_prior).reshape(k, b))
+            log_q.append(q.log_prob(z).reshape(k, b))
             rates.append(dist.kl_to_standard_normal(q).sum(axis=-1).reshape(k, b).mean(axis=0))
             draws.append(z.reshape(k, b, *hierarchy.latent_shape(level)))
             return z.reshape(-1, *hierarchy.latent_shape(level))
@@ -114,7 +112,8 @@ def hierarchical(config: ModelConfig, image_shape: tuple[int, int, int], classes
         raw = _descend(hierarchy, params, k * b, condition, draw)
         _descend(hierarchy, params, b, condition, mean)
         likelihood = likelihoods.likelihood(config, raw.reshape(k, b, *raw.shape[1:]), params, channels)
-        return Inference(tuple(draws), sum(ratios[1:], ratios[0]), tuple(rates), tuple(means), likelihood)
+        log_ratio = sum(log_q[1:], log_q[0]) - log_prior(params, tuple(draws), condition)
+        return Inference(tuple(draws), log_ratio, tuple(rates), tuple(means), likelihood)
 
     def decode(params: Params, latents: Latents, condition: Condition = None) -> dist.Likelihood:
         check_condition(condition, classes)
@@ -136,8 +135,15 @@ def hierarchical(config: ModelConfig, image_shape: tuple[int, int, int], classes
 
         return tuple(draw(level) for level in range(len(scales)))
 
+    def log_prior(params: Params, latents: Latents, condition: Condition = None) -> Float[Array, "*k b"]:
+        del params
+        check_condition(condition, classes)
+        standard = dist.standard_normal(1)
+        of_levels = [standard.log_prob(leaf[..., jnp.newaxis]).sum(axis=(-3, -2, -1)) for leaf in latents]
+        return sum(of_levels[1:], of_levels[0])
+
     init = functools.partial(_init, hierarchy)
-    return Model(init, infer, decode, prior, image_shape, likelihoods.levels(config), classes, vector=None)
+    return Model(init, infer, decode, prior, log_prior, image_shape, likelihoods.levels(config), classes, vector=None)
 
 
 def _init(hierarchy: Hierarchy, key: Key[Array, ""]) -> Params:

@@ -54,12 +54,15 @@ class Model(NamedTuple):
         `samples`: how many draws, or an array of the samples' numbers.
     decode(params, latents, condition=None) -> Likelihood, for latents with any axes in front of the batch
     prior(params, keys, temperature=1.0, condition=None) -> latents, one draw a key
+    log_prior(params, latents, condition=None) -> log p(z) of what `prior` draws at temperature 1, nats an image, for latents
+        with any axes in front of the batch
     """
 
     init: Callable[[Key[Array, ""]], Params]
     infer: Callable[..., Inference]
     decode: Callable[..., Likelihood]
     prior: Callable[..., Latents]
+    log_prior: Callable[..., Float[Array, "*k b"]]
     image_shape: tuple[int, ...]
     levels: int | None
     """Grey levels that the likelihood is a distribution over (2 for Bernoulli); None for a density."""

@@ -37,4 +37,4 @@ def segmenter(config: ModelConfig, image_shape: tuple[int, int, int]) -> Model:
         raise FamilyError("this run segments images, and has neither latents nor a decoder. `vaejax segment RUN` is its verb.")
 
     levels = likelihoods.levels(config)
-    return Model(init, refuse, refuse, refuse, image_shape, levels, classes=None, vector=None, segment=segment)
+    return Model(init, refuse, refuse, refuse, refuse, image_shape, levels, classes=None, vector=None, segment=segment)

@@ -94,7 +94,7 @@ def vae(config: ModelConfig, image_shape: tuple[int, int, int], classes: int | N
         drawn = q.sample(of_samples(keys, numbers_of(samples)))
         latents, log_determinant = flowed(params, drawn, context)
         density = jax.lax.stop_gradient(q) if stop_posterior_gradient else q
-        log_ratio = density.log_prob(drawn) - log_determinant - prior.density(params, condition).log_prob(latents)
+        log_ratio = density.log_prob(drawn) - log_determinant - log_prior(params, latents, condition)
         closed = prior.closed_kl and not flows
         kl = dist.kl_to_standard_normal(q).sum(axis=-1) if closed else log_ratio.mean(axis=0)
         return Inference(latents, log_ratio, (kl,), flowed(params, q.mean, context)[0], decode(params, latents, condition))
@@ -103,5 +103,9 @@ def vae(config: ModelConfig, image_shape: tuple[int, int, int], classes: int | N
         check_condition(condition, classes)
         return prior.density(params, condition).sample(keys, temperature)
 
+    def log_prior(params: Params, latents: Float[Array, "*k b d"], condition: Condition = None) -> Float[Array, "*k b"]:
+        check_condition(condition, classes)
+        return prior.density(params, condition).log_prob(latents)
+
     prior = priors.build(config, image_shape, classes, lambda params, images: base(params, images)[0])
-    return Model(init, infer, decode, draw, image_shape, likelihoods.levels(config), classes, vector=size)
+    return Model(init, infer, decode, draw, log_prior, image_shape, likelihoods.levels(config), classes, vector=size)

@@ -61,12 +61,16 @@ def vq(config: ModelConfig, image_shape: tuple[int, int, int], classes: int | No
         told = jnp.ones((len(codes), 1)) if classes is None else weights_of(condition, classes)
         return networks.apply(reader, params[PRIOR], codes, told)
 
-    def log_prior(params: Params, codes: Int[Array, "b h w"], condition: Condition) -> Float[Array, " b"]:
-        flat = codes.reshape(len(codes), -1)
+    def log_prior(params: Params, latents: Int[Array, "*k b h w"], condition: Condition = None) -> Float[Array, "*k b"]:
+        check_condition(condition, classes)
+        front, flat = latents.shape[:-2], latents.reshape(-1, places)
         if not learned:
-            return jnp.full(len(codes), -places * jnp.log(config.codes))
+            return jnp.full(front, -places * jnp.log(config.codes))
+        if classes:
+            weights = weights_of(condition, classes)
+            condition = jnp.broadcast_to(weights, (*front, classes)).reshape(-1, classes)
         chances = jax.nn.log_softmax(logits(params, flat, condition))
-        return jnp.take_along_axis(chances, flat[..., jnp.newaxis], axis=-1).sum(axis=(-2, -1))
+        return jnp.take_along_axis(chances, flat[..., jnp.newaxis], axis=-1).sum(axis=(-2, -1)).reshape(front)
 
     def decode_vectors(params: Params, vectors: Float[Array, "*k b h w d"]) -> dist.Likelihood:
         raw = networks.apply(decoder, params[DECODER], vectors.reshape(-1, *grid, size))
@@ -115,7 +119,8 @@ def vq(config: ModelConfig, image_shape: tuple[int, int, int], classes: int | No
         codes = jax.lax.fori_loop(0, places, add, jnp.zeros((len(keys), places), jnp.int32))
         return codes.reshape(-1, *grid)
 
-    return Model(init, infer, decode, prior, image_shape, likelihoods.levels(config), classes, vector=None, random=False)
+    grey = likelihoods.levels(config)
+    return Model(init, infer, decode, prior, log_prior, image_shape, grey, classes, vector=None, random=False)
 
 
 def nearest(vectors: Float[Array, "*n d"], codebook: Float[Array, "codes d"]) -> Int[Array, "*n"]:
