@@ -105,6 +105,9 @@ def test_volumes_with_channels_and_patients(tmp_path):
     (part,) = saved(tmp_path, images=images, patients=np.array([8, 5, 8])).values()
     np.testing.assert_array_equal(stack(part), images.reshape(-1, 5, 6, 2))
     np.testing.assert_array_equal(part.patients, np.repeat([1, 0, 1], 7))
+    found = saved(tmp_path, images=images, split=np.array(["test", "train", "test"]))
+    np.testing.assert_array_equal(stack(found["train"]), images[1])
+    np.testing.assert_array_equal(stack(found["test"]), images[[0, 2]].reshape(-1, 5, 6, 2))
 
 
 @pytest.mark.parametrize(
@@ -191,12 +194,13 @@ def test_a_member_larger_than_allowed_is_not_unpacked(tmp_path, monkeypatch):
         splits(path)
 
 
-def test_a_flipped_bit_is_found_by_the_sum_of_the_member(tmp_path):
-    path = packed(tmp_path / "x.npz", header((50, 10, 10)) + pixels(5000).tobytes(), zipfile.ZIP_STORED)
+@pytest.mark.parametrize("side", [1, 100])
+def test_a_flipped_bit_is_found_by_the_sum_of_the_member(tmp_path, side):
+    path = packed(tmp_path / "x.npz", header((50, side, side)) + pixels(50 * side * side).tobytes(), zipfile.ZIP_STORED)
     content = bytearray(path.read_bytes())
-    content[1000] ^= 1
+    content[190] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match="plain arrays"):
+    with pytest.raises(DataError, match=r"plain arrays, found something else \(Bad CRC-32"):
         splits(path)
 
 

@@ -222,7 +222,7 @@ def test_slices_of_a_volume_share_its_row(tmp_path):
     for i in range(4):
         voxels = np.full((5, 4, 3), 10 * i, np.int16) + np.arange(3, dtype=np.int16)
         save_nifti(tmp_path / f"{i}.nii.gz", voxels)
-        save_nifti(tmp_path / f"mask{i}.nii.gz", np.uint8(voxels % 2))
+        save_nifti(tmp_path / f"mask{i}.nii.gz", np.uint8(voxels % 2 * (i + 1)))
     order = [2, 0, 3, 1]  # not that of the names
     rows = [
         {
@@ -239,7 +239,8 @@ def test_slices_of_a_volume_share_its_row(tmp_path):
         part = found[split]
         values = np.concatenate([10 * i + np.arange(3) for i in owners])
         np.testing.assert_allclose(stack(part)[:, 0, 0], (values - 0.5) / 255.0, atol=2e-3)
-        np.testing.assert_array_equal([part.segmentation(i)[0, 0] for i in range(part.n)], values % 2)
+        classes = [part.segmentation(i)[0, 0] for i in range(part.n)]
+        np.testing.assert_array_equal(classes, values % 2 * (values // 10 + 1))
         assert part.labels.tolist() == np.repeat(owners, 3).tolist()
         assert len(set(part.patients.tolist())) == 1
     assert found["train"].patients[0] != found["test"].patients[0]

@@ -5,6 +5,7 @@ Nothing is ever unpickled.
 
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -49,7 +50,6 @@ def read(stream: BinaryIO, held: int, most: int) -> np.ndarray:
         if len(part) < wanted:
             raise DataError(f"an array that is cut short after {first + len(part)} of {header.size} bytes")
         content[first : first + wanted] = np.frombuffer(part, np.uint8)
-    stream.read(1)  # at its end, a member of a zip file checks its sum
     return content.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
@@ -101,6 +101,8 @@ def _header(stream: BinaryIO, held: int) -> _Header:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[np.lib.format.read_magic(stream)]
         header = _Header(*read_header(stream))
+    except (zipfile.BadZipFile, zlib.error, EOFError):  # the archive's fault
+        raise
     except Exception:  # damaged headers make NumPy raise almost anything
         raise DataError("no array of NumPy's format") from None
     if header.dtype.hasobject:
