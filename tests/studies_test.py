@@ -2,6 +2,7 @@
 
 import json
 import stat
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -125,6 +126,19 @@ def test_studies_are_opened_one_by_one(tmp_path):
         next(reading)
 
 
+def test_memory_does_not_grow_with_the_number_of_studies(tmp_path):
+    peaks = []
+    for n in (2, 8):
+        for number in range(n):
+            save_nifti(tmp_path / str(n) / f"{number}.nii", np.full((40, 40, 40), number, np.float32))
+        reading = studies.read(tmp_path / str(n), DataConfig(), data(40, 40))
+        tracemalloc.start()
+        assert sum(study.images.shape == (40, 40, 40, 1) for study in reading) == n
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
 @pytest.mark.parametrize("name", ["none", "."])
 def test_what_is_not_there_is_told(tmp_path, name):
     with pytest.raises(DataError, match="found none"):
@@ -157,6 +171,7 @@ def test_a_mask_comes_back_to_its_volume(tmp_path, codes, size, fields):
     image = nibabel.load(file)
     assert np.abs(image.affine - nibabel.load(tmp_path / "a.nii.gz").affine).max() < MAX_AFFINE_ERROR
     assert image.get_data_dtype() == np.uint8
+    assert image.header["descrip"].item() == b"mask: derived, not for diagnosis"
     inside, found = np.isfinite(study.back(study.images)), np.asarray(image.dataobj)
     assert inside.all() == (fields.get("resize") != "crop")
     assert not found[~inside].any()
@@ -387,7 +402,7 @@ def test_the_list_of_paths_is_its_owners_alone(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Run:
+def run(tmp_path_factory, compiled_quickly) -> Run:
     """On blocks of three slices, with its first weights."""
     folder, rng = tmp_path_factory.mktemp("run"), np.random.default_rng(0)
     for number in range(4):
@@ -427,10 +442,14 @@ def test_a_run_reconstructs_a_folder_in_the_geometry_of_its_files(run, series, t
 
 
 def test_what_cannot_be_reconstructed_is_told_without_a_traceback(run, tmp_path, capsys):
+    save_nifti(tmp_path / "0.nii", np.arange(60.0).reshape(3, 4, 5))
     (tmp_path / "a.nii").write_bytes(b"no volume")
     for path, message in ((tmp_path / "none", "found none"), (tmp_path, "a.nii: not a NIfTI file")):
         assert cli.main(["reconstruct", str(run.directory), f"--input={path}", f"--output={tmp_path / 'out'}"]) == 1
         assert message in capsys.readouterr().err
+    (written,) = json.loads((tmp_path / "out" / "studies.json").read_text()).items()
+    assert written[1] == ["0.nii"]
+    assert (tmp_path / "out" / f"{written[0]}_reconstruction.nii.gz").exists()
 
 
 def test_a_picture_of_blocks_shows_the_slice(run):

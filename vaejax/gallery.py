@@ -48,11 +48,7 @@ def reconstruct(run: Run, output: epath.Path, best: bool, split: str, n: int, se
 
 
 def reconstruct_studies(run: Run, output: epath.Path, best: bool, path: str, identify: bool) -> list[str]:
-    """Writes the reconstruction of every study in a file or folder, in its own geometry and units, and studies.json.
-
-    Returns:
-        the ids of the studies, of which studies.json says where they lay.
-    """
+    """Writes the reconstruction of every study in a file or folder, in its own geometry and units; see `write_studies`."""
     if run.model.classes is not None:
         raise DataError(f"--input={path}: the run is conditional, and nobody knows the labels. Take one that is not.")
     params = experiment.restore(run, best).params
@@ -61,12 +57,36 @@ def reconstruct_studies(run: Run, output: epath.Path, best: bool, path: str, ide
     def compute(images: Float32[np.ndarray, "b h w c"], index: Int[np.ndarray, " b"]) -> jax.Array:
         return decoded(experiment.outside(run, images, index)["image"])
 
+    return write_studies(run, output, path, "reconstruction", compute, identify, units=True)
+
+
+def write_studies(
+    run: Run, output: epath.Path, path: str, name: str, compute: studies.Compute, identify: bool, units: bool = False
+) -> list[str]:
+    """Writes what `compute` makes of every study in a file or folder, in its own geometry, and studies.json.
+
+    Args:
+        run: whose images those of the studies are made like.
+        output: the folder, made where it is absent.
+        path: the file or folder.
+        name: what is written, such as "reconstruction".
+        compute: of the images of a batch.
+        identify: whether DICOM results keep the patient and study of their source.
+        units: whether the result is of [0, 1], and is to be in the units of the source.
+
+    Returns:
+        the ids of the studies, of which studies.json says where they lay.
+    """
     folder, written = Path(output), dict[str, list[str]]()
     opened = studies.read(Path(path), run.config.data, run.data)
-    for study, images in studies.results(opened, compute, run.config.evaluation.batch_size):
-        study.save(folder, study.units(study.back(images)), "reconstruction", identify)
-        written.setdefault(study.id, []).extend(study.paths)
-    studies.write_index(folder, written)
+    try:
+        for study, values in studies.results(opened, compute, run.config.evaluation.batch_size):
+            placed = study.back(values)
+            study.save(folder, study.units(placed) if units else placed, name, identify)
+            written.setdefault(study.id, []).extend(study.paths)
+    finally:
+        if written:  # those before one that cannot be read, too
+            studies.write_index(folder, written)
     return list(written)
 
 

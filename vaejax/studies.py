@@ -145,8 +145,8 @@ def _found(path: Path, config: DataConfig) -> list[Volume]:
         raise DataError(f"{path}: expected a file or folder of images, found none.")
     named = [(path.name, path)] if path.is_file() else volumes.named_in(path)
     pictures = [(name, file) for name, file in named if file.suffix.lower() in _PICTURES]
-    others = [pair for pair in named if pair not in pictures]
-    if not pictures and not others:
+    others = [(name, file) for name, file in named if file.suffix.lower() not in _PICTURES]
+    if not named:
         raise DataError(f"{path}: expected PNG, JPEG, NIfTI or DICOM files, found none.")
     if others:
         volumes.require_libraries(str(path))
@@ -199,7 +199,9 @@ def _writer(stack: Stack) -> Callable[[Path, np.ndarray, str, bool], list[Path]]
 
         def write(path: Path, values: np.ndarray, name: str, identify: bool) -> list[Path]:
             file = path.with_name(path.name + ".nii.gz")
-            nifti.save(file, values, header.affine, header._replace(colour=header.colour and values.ndim == 4))
+            nifti.save(
+                file, values, header.affine, header._replace(colour=header.colour and values.ndim == 4), f"{name}: {NOTICE}"
+            )
             return [file]
 
         return write

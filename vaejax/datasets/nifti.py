@@ -1,6 +1,6 @@
 """One NIfTI file (https://nifti.nimh.nih.gov): its voxels, and where they lie in the patient; and the way back to a file.
 
-Nothing else of a header is read or written: no description, no name of a file, no extension.
+Nothing else of a header is read, or written but for a note: no description, no name of a file, no extension.
 """
 
 import gzip
@@ -87,7 +87,9 @@ def turned(volume: Volume, affine: Float[np.ndarray, "4 4"]) -> Volume:
     return volume._replace(voxels=apply_orientation(volume.voxels, turn), affine=placed, spacing=_lengths(placed))
 
 
-def encode(voxels: Num[np.ndarray, "x y z ..."], affine: Float[np.ndarray, "4 4"], like: Volume | None = None) -> bytes:
+def encode(
+    voxels: Num[np.ndarray, "x y z ..."], affine: Float[np.ndarray, "4 4"], like: Volume | None = None, note: str = ""
+) -> bytes:
     """A .nii file: NIfTI-1, or -2 where an axis is longer than 32767.
 
     Args:
@@ -95,6 +97,7 @@ def encode(voxels: Num[np.ndarray, "x y z ..."], affine: Float[np.ndarray, "4 4"
         affine: mm. NIfTI-1 keeps float32 of it.
         like: the source, from which the code of the space, the steps of further axes, and whether the last axis is
             colour are taken.
+        note: the header's description, at most 79 letters of ASCII.
 
     Raises:
         DataError: voxels or an affine that the format cannot hold.
@@ -109,6 +112,7 @@ def encode(voxels: Num[np.ndarray, "x y z ..."], affine: Float[np.ndarray, "4 4"
         kind = nib.Nifti2Image if max(voxels.shape) > 32767 else nib.Nifti1Image
         image = kind(voxels, affine, dtype=voxels.dtype)
         image.header.set_xyzt_units("mm")
+        image.header["descrip"] = note.encode()
         image.header.set_zooms(
             (*_lengths(affine), *like.steps[: voxels.ndim - 3], *[1.0] * (voxels.ndim - 3 - len(like.steps)))
         )
@@ -120,10 +124,14 @@ def encode(voxels: Num[np.ndarray, "x y z ..."], affine: Float[np.ndarray, "4 4"
 
 
 def save(
-    path: Path, voxels: Num[np.ndarray, "x y z ..."], affine: Float[np.ndarray, "4 4"], like: Volume | None = None
+    path: Path,
+    voxels: Num[np.ndarray, "x y z ..."],
+    affine: Float[np.ndarray, "4 4"],
+    like: Volume | None = None,
+    note: str = "",
 ) -> None:
     """`encode` into a file, compressed if its name ends in .gz; the same voxels always give the same bytes."""
-    content = encode(voxels, affine, like)
+    content = encode(voxels, affine, like, note)
     path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 

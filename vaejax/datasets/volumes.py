@@ -139,7 +139,7 @@ def contents_of(files: Iterable[tuple[str, Path]], config: DataConfig, masks: It
     asked = f"{hash_files(files)} {config.slice_axis} {config.slice_content} {config.window}"
     for name in _SINCE:
         value = getattr(config, name)
-        asked += f" {name}={value}" if value != DataConfig.__dataclass_fields__[name].default else ""
+        asked += f" {name}={value}" if value != getattr(DataConfig, name) else ""
     if masks is not None:
         asked += f" masks={hash_files(masks)}"
     return hashlib.sha256(asked.encode()).hexdigest()
