@@ -135,6 +135,7 @@ def test_whole_shards_are_kept_after_an_interruption_and_damaged_ones_done_again
     assert work.name.startswith(".preparing-image_folder-")
     assert stat.S_IMODE(work.stat().st_mode) == 0o700
     assert sorted(path.name for path in work.iterdir())[0] == "train-000000000"
+    assert stat.S_IMODE((work / "train-000000000" / "record.json").stat().st_mode) == 0o600
     with (work / "train-000000007" / "image").open("r+b") as file:
         file.write(bytes(range(20)))
     (work / "train-000000014" / "record.json").write_text("{}")

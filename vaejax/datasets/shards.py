@@ -94,6 +94,7 @@ def write(plan: Plan, shard: Shard) -> None:
     shutil.rmtree(_place(plan, shard), ignore_errors=True)
     with appearing(_place(plan, shard), plan.folder) as folder:
         record = _write(folder, plan, shard)
+        (folder / "record.json").touch(mode=0o600)  # names of unreadable files
         (folder / "record.json").write_text(json.dumps(record._asdict()))
 
 
