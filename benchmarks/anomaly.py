@@ -247,13 +247,18 @@ def run_lesions(arguments: argparse.Namespace) -> None:
         parts = [np.flatnonzero(np.isin(patients, part)) for part in shares(patients.max() + 1, arguments.seed)]
         train, val, calibrating, test = (images[part] for part in parts)
         fitted, linear = fit(DENSE, train, val, arguments.seed), floor(np.concatenate([train, val]), 32)
-        score = arguments.scores[0]
+        score, usual = arguments.scores[0], scores(fitted, val, SETTINGS.map).map.mean(axis=0)
         normal = scores(fitted, calibrating, score)
         tell(data=name, flagged=flagged(normal.value, scores(fitted, test, score).value), test=len(test))
-        limits = [quantiles(normal.map), quantiles(linear.scores(calibrating).map)]
+
+        def maps(images: Float[np.ndarray, "n h w 1"]) -> list[np.ndarray]:
+            ours = anomaly.relative(scores(fitted, images, SETTINGS.map).map, usual)  # noqa: B023  # used at once
+            return [np.asarray(ours), linear.scores(images).map]  # noqa: B023
+
+        limits = [quantiles(each) for each in maps(calibrating)]
         for contrast in lesions.CONTRASTS:
             changed, masks = lesions.plant_all(test[..., 0], contrast)
-            found = [scores(fitted, changed[..., np.newaxis], score).map, linear.scores(changed[..., np.newaxis]).map]
+            found = maps(changed[..., np.newaxis])
             tell(data=name, contrast=contrast, **pixels(found, masks, limits, patients[parts[3]], contrast == 0.10))
 
 

@@ -376,6 +376,11 @@ class AnomalyConfig(Section):
         "what counts: negative log-likelihood; error or ssim of the reconstruction; rate; distance to a restored image",
         choices=("likelihood", "error", "ssim", "rate", "restoration"),
     )
+    map: str = declare(
+        "error",
+        "whose map is kept, relative to that of normal images",
+        choices=("error", "ssim", "rate", "restoration"),
+    )
     alpha: float = declare(0.05, "promised share of false alarms among normal images", above=0.0, below=1.0)
     pixels: float = declare(
         0.01, "share of a normal image's pixels above the threshold of a map, on average", above=0.0, below=1.0

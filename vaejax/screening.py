@@ -6,9 +6,10 @@
      "pixels": {"average_precision" | "dice": {...}}, "undefined": {score: why}, "cases": {title: [index]}}
 
 anomaly.csv has a line an image: its index, p-value, whether it is flagged, and every score; anomaly_maps.npy the maps
-`[n, h, w]` of the score that counts, on which images are ranked and flagged: `anomaly.score`, which is part of the run and
-so was named before any test image was looked at. Thresholds come from the calibration split, of normal images that chose
-neither weights nor checkpoint. Intervals are 95 % and by patient where patients are known, else by image.
+`[n, h, w]` of `anomaly.map`, each pixel in units of its mean in the validation images. Images are ranked and flagged by
+`anomaly.score`, which is part of the run and so was named before any test image was looked at. Thresholds come from the
+calibration split, of normal images that chose neither weights nor checkpoint. Intervals are 95 % and by patient where
+patients are known, else by image.
 """
 
 import csv
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float, Int
@@ -57,7 +59,9 @@ class Screened(NamedTuple):
     columns: dict[str, Int[np.ndarray, " n"]]
     """Label and patient where known."""
     quantile: float
-    """Mean over images of the map that a share 1 - `anomaly.pixels` of an image's pixels stay below."""
+    """Mean over images of what a share 1 - `anomaly.pixels` of a map's pixels stay below."""
+    map: Float[np.ndarray, "h w"]
+    """Mean map."""
 
 
 def screen(run: Run, split: str = "test", best: bool = False, alpha: float | None = None) -> dict[str, Any]:
@@ -81,8 +85,9 @@ def screen(run: Run, split: str = "test", best: bool = False, alpha: float | Non
     _check(run, alpha, missing)
     names, trained = [name for name in SCORES if name not in missing], experiment.restore(run, best)
     with training.explain_out_of_memory("evaluation.batch_size", run.config.evaluation.batch_size):
-        normal = _screened(run, trained.params, "calibration", [config.score])
-        screened = _screened(run, trained.params, split, names, run.directory / "anomaly_maps.npy")
+        usual = _screened(run, trained.params, "val", [config.map], None).map
+        normal = _screened(run, trained.params, "calibration", [config.score, config.map], usual)
+        screened = _screened(run, trained.params, split, names, usual, run.directory / "anomaly_maps.npy")
     scores, strangest = screened.values[config.score], calibration.threshold(normal.values[config.score], alpha)
     truth, groups = _truth(run, split, screened), _groups(screened, len(scores))
     result = {
@@ -107,18 +112,18 @@ def screen(run: Run, split: str = "test", best: bool = False, alpha: float | Non
 
 def _check(run: Run, alpha: float, missing: dict[str, str]) -> None:
     """Whether what is asked can be had, before anything is computed."""
-    score = run.config.anomaly.score
     if "calibration" not in run.data.splits:
         raise DataError(
             "data.calibration_fraction=0: thresholds come from normal images set apart from the training. Train a run with a "
             f"larger one, so that at least {math.ceil(1 / alpha) - 1} images are set apart for anomaly.alpha={alpha:g}."
         )
     calibration.require(run.data.splits["calibration"].n, alpha)
-    if score in missing:
-        raise FamilyError(
-            f"anomaly.score={score!r}: not defined for this run: {missing[score]}. Choose one of "
-            f"{', '.join(name for name in SCORES if name not in missing)}."
-        )
+    for field, name in (("score", run.config.anomaly.score), ("map", run.config.anomaly.map)):
+        if name in missing:
+            raise FamilyError(
+                f"anomaly.{field}={name!r}: not defined for this run: {missing[name]}. Choose one of "
+                f"{', '.join(name for name in SCORES if name not in missing)}."
+            )
 
 
 def _groups(screened: Screened, n: int) -> Int[np.ndarray, " n"]:
@@ -154,28 +159,36 @@ def dice(maps: Bool[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"]) -> f
     return float(sklearn_metrics.f1_score(masks.ravel(), maps.ravel(), zero_division=0.0))
 
 
-def _screened(run: Run, params: Params, split: str, names: list[str], file: epath.Path | None = None) -> Screened:
-    """One pass over a split; the maps of the first name go to a file as they come, so that memory does not grow with them."""
-    n, score, shape = run.data.splits[split].n, run.config.anomaly.score, run.model.image_shape[:2]
-    maps = None if file is None else np.lib.format.open_memmap(file, "w+", np.float32, (n, *shape))
-    collected: dict[str, list[np.ndarray]] = {}
+def _screened(
+    run: Run,
+    params: Params,
+    split: str,
+    names: list[str],
+    usual: Float[np.ndarray, "h w"] | None,
+    file: epath.Path | None = None,
+) -> Screened:
+    """One pass over a split; the maps of `anomaly.map` go to a file as they come, so that memory does not grow with them."""
+    n, shape, settings = run.data.splits[split].n, run.model.image_shape[:2], run.config.anomaly
+    kept = None if file is None else np.lib.format.open_memmap(file, "w+", np.float32, (n, *shape))
+    values: dict[str, list[np.ndarray]] = {}
     columns: dict[str, list[np.ndarray]] = {}
-    quantiles = []
+    quantiles, total = [], np.zeros(shape)
     with bar(f"screening {split}", n) as show:
-        for batch, scores in _passed(run, params, split, names):
+        for batch, scores in _passed(run, params, split, list(dict.fromkeys(names))):
             for name, found in scores.items():
-                collected.setdefault(name, []).append(np.asarray(found.value))
-            for name in ("label", "patient"):
-                if name in batch:
-                    columns.setdefault(name, []).append(batch[name])
-            quantiles.append(np.quantile(scores[score].map, 1.0 - run.config.anomaly.pixels, axis=(1, 2)))
-            if maps is not None:
-                maps[batch["index"]] = scores[score].map
+                values.setdefault(name, []).append(np.asarray(found.value, np.float64))
+            for name in batch.keys() & {"label", "patient"}:
+                columns.setdefault(name, []).append(batch[name])
+            raw = scores[settings.map].map
+            maps = np.asarray(raw if usual is None else anomaly.relative(raw, jnp.asarray(usual)))
+            total += maps.sum(axis=0, dtype=np.float64)
+            quantiles.append(np.quantile(maps, 1.0 - settings.pixels, axis=(1, 2)))
+            if kept is not None:
+                kept[batch["index"]] = maps
             show(int(batch["index"][-1]) + 1, "")
-    values = {name: np.concatenate(parts).astype(np.float64) for name, parts in collected.items()}
-    _require_numbers(values, split)
-    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    return Screened(values, joined, float(np.concatenate(quantiles).mean()))
+    joined = [{name: np.concatenate(parts) for name, parts in found.items()} for found in (values, columns)]
+    _require_numbers(joined[0], split)
+    return Screened(joined[0], joined[1], float(np.concatenate(quantiles).mean()), (total / n).astype(np.float32))
 
 
 def _passed(run: Run, params: Params, split: str, names: list[str]) -> Iterator[tuple[Batch, dict[str, anomaly.Scores]]]:

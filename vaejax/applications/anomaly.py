@@ -52,7 +52,8 @@ def score(
 
     likelihood: -log p(x), nats, by importance sampling (Burda et al. 2016, eq. 8); map: -log p(x|z) of the pixel, nats, a mean
         over the draws.
-    error: mean squared error of the reconstruction from the posterior mean; map: the squared error.
+    error: mean squared error of the reconstruction from the posterior mean; map: the square of the smoothed difference, since
+        noise is of single pixels and a lesion is not (a matched filter).
     ssim: 1 - SSIM of that reconstruction (Wang et al. 2004); map: the same around the pixel.
     rate: KL(q(z|x) || p(z)), nats; map: the size of its gradient at the pixel (Zimmerer et al. 2019).
     restoration: mean absolute change to the image `restore` makes; map: the change.
@@ -82,7 +83,12 @@ def score(
     restored = reconstruct(model, params, images, condition)
     if name == "ssim":
         return Scores(1.0 - metrics.ssim(images, restored), 1.0 - metrics.ssim_map(images, restored))
-    return Scores(metrics.mse(images, restored), ((images - restored) ** 2).mean(axis=-1))
+    return Scores(metrics.mse(images, restored), (metrics.smoothed(images - restored) ** 2).mean(axis=-1))
+
+
+def relative(maps: Float[Array, "b h w"], usual: Float[Array, "h w"]) -> Float[Array, "b h w"]:
+    """Maps in units of what is usual at each pixel, the mean map of normal images, but not below a tenth of its own mean."""
+    return maps / jnp.maximum(usual, usual.mean() / 10.0)[jnp.newaxis]
 
 
 def restore(
