@@ -1,9 +1,10 @@
-"""MedNIST hands as the normal images, the other five classes as anomalies: 64x64, convolutions, 32 latents.
+"""MedNIST hands as the normal images, the other five classes as anomalies: 32x32, convolutions, 32 latents.
 
     python train.py --config=configs/mednist_anomaly.py --workdir=runs/hand --config.data.path=FOLDER
     vaejax anomaly runs/hand --best
 
-Another class is normal with --config.data.normal='("CXR",)'.
+Another class is normal with --config.data.normal='("CXR",)'. A minute on two free CPU cores. `benchmarks/anomaly.py mednist`
+trains this model on arrays and shuffles the folders, in which neighbours look alike: AUROC 0.995 there.
 """
 
 from ml_collections import ConfigDict
@@ -12,19 +13,18 @@ from vaejax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The networks of configs/mednist.py for a sixth of its images: fewer latents, and a scale for every pixel."""
+    """The quickstart's networks with twice the latents; a Gaussian with one scale, and the default score."""
     config = default_config()
     config.data.name = "image_folder"
     config.data.path = "mednist"
     config.data.normal = ("Hand",)
     config.data.calibration_fraction = 0.2
-    config.data.batch_size = 32
+    config.data.image_size = (32, 32)
+    config.data.batch_size = 64
     config.model.latent_size = 32
-    config.model.features = (16, 32, 64)
-    config.model.likelihood = "discretized_logistic"
-    config.model.scale = "pixel"
     config.optimizer.warmup_steps = 100
-    config.training.steps = 1_200
-    config.training.checkpoint_every = 300
-    config.training.log_every = 100
+    config.training.steps = 700
+    config.training.checkpoint_every = 350
+    config.training.log_every = 70
+    config.training.ema_decay = 0.99
     return config

@@ -91,7 +91,8 @@ def test_the_likelihood_is_the_importance_sampled_one_and_its_map_adds_up_to_the
 
 
 def test_error_and_ssim_are_those_of_the_reconstruction():
-    restored = jax.jit(lambda x: reconstruct(*built(), x))(images())
+    model, params = built()
+    restored = jax.jit(lambda x: reconstruct(model, params, x))(images())
     near(scored("error").value, metrics.mse(images(), restored))
     smooth = ndimage.gaussian_filter(np.float64(images() - restored), (0, 1.5, 1.5, 0), mode="constant", radius=(0, 5, 5, 0))
     near(scored("error").map, (smooth**2).mean(axis=-1), 1e-3)
