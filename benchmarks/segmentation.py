@@ -36,8 +36,8 @@ MODEL = {"features": (16, 32, 64), "norm": "group", "latent_size": 32, "likeliho
 AUGMENT = {"brightness": 0.1, "contrast": 0.2}
 BATCH = 16
 
-COPIES = 2
-"""An epoch has so many slices for each that there is in train."""
+COPIES = 8
+"""Slices an epoch for each that there is in train: turned and scaled copies of those whose labels are known."""
 
 
 def hippocampus(folder: Path) -> DataSet:
@@ -118,17 +118,17 @@ def segmenting(source: Path | None, steps: int, seed: int, rate: float, frozen: 
     )
 
 
-def labelled(data: DataSet, share: float, draw: int) -> DataSet:
+def labelled(data: DataSet, share: float, draw: int, copies: int = COPIES) -> DataSet:
     """A share of the training patients, at least one, as turned and scaled copies: as many slices whatever the share."""
     train, random = data.splits["train"], np.random.default_rng(draw)
     columns = train.read(np.arange(train.n))
     patients = np.unique(columns["patient"])
     chosen = random.permutation(patients)[: max(round(share * len(patients)), 1)]
-    rows = np.resize(np.flatnonzero(np.isin(columns["patient"], chosen)), COPIES * train.n)
+    rows = np.resize(np.flatnonzero(np.isin(columns["patient"], chosen)), copies * train.n)
     few = {name: column[rows] for name, column in columns.items()}
     for image, mask in zip(few["image"], few["segmentation"], strict=True):
         image[..., 0], mask[:] = moved(random, image[..., 0], mask)
-    fingerprint = hashlib.sha256(f"{data.fingerprint} {draw} {sorted(map(int, chosen))}".encode()).hexdigest()
+    fingerprint = hashlib.sha256(f"{data.fingerprint} {draw} {copies} {sorted(map(int, chosen))}".encode()).hexdigest()
     return data._replace(splits=data.splits | {"train": split_of(few)}, fingerprint=fingerprint)
 
 
@@ -141,17 +141,26 @@ def moved(random: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> t
     return ndimage.affine_transform(image, matrix, offset, order=1), ndimage.affine_transform(mask, matrix, offset, order=0)
 
 
-def arm(work: Path, data: DataSet, name: str, share: float, draw: int, steps: int, rate: float) -> dict[str, Any]:
+def arm(work: Path, data: DataSet, name: str, share: float, draw: int, steps: int, rate: float, copies: int) -> dict[str, Any]:
     """Trains one network on one draw of labels; measures its best checkpoint by the validation loss on test."""
     source = None if name == "scratch" else work / "pretrained"
     directory = work / f"{name}_{100 * share:g}_{draw}_{steps}_{rate:g}"
     config = segmenting(source, steps, draw, rate, frozen=name == "frozen")
     start = time.perf_counter()
-    run = train(directory, config, labelled(data, share, draw))
+    run = train(directory, config, labelled(data, share, draw, copies))
     trained = experiment.restore(run, best=True)
     loss = min(row["loss"] for row in journal.read(run.directory) if row["split"] == "val")
     measured = segmentation.measure(segmentation.masks(run, trained.params, "test"), 3)
-    row = {"arm": name, "share": share, "draw": draw, "steps": steps, "rate": rate, "val": loss, "best": trained.step}
+    row = {
+        "arm": name,
+        "share": share,
+        "draw": draw,
+        "steps": steps,
+        "rate": rate,
+        "copies": copies,
+        "val": loss,
+        "best": trained.step,
+    }
     row |= {"seconds": round(time.perf_counter() - start), "test": measured}
     with (work / "rows.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
@@ -180,7 +189,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["scratch", "pretrained"])
     parser.add_argument("--shares", nargs="+", type=float, default=[0.01, 0.05, 0.1, 0.5, 1.0])
     parser.add_argument("--draws", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rates", nargs="+", type=float, default=[1e-3])
+    parser.add_argument("--rates", nargs="+", type=float, default=[3e-3])
+    parser.add_argument("--copies", type=int, default=COPIES)
     arguments = parser.parse_args()
     data = hippocampus(arguments.folder)
     if arguments.part == "pretrain":
@@ -188,7 +198,7 @@ def main() -> None:
         return
     for case in itertools.product(arguments.draws, arguments.shares, arguments.rates, arguments.arms):
         draw, share, rate, name = case
-        print(words(arm(arguments.work, data, name, share, draw, arguments.steps, rate)), flush=True)
+        print(words(arm(arguments.work, data, name, share, draw, arguments.steps, rate, arguments.copies)), flush=True)
 
 
 if __name__ == "__main__":
