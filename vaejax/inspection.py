@@ -272,7 +272,7 @@ def _paths(splits: dict[str, Examples]) -> list[str]:
 def _suspicious(facts: dict[str, Any]) -> list[str]:
     """What a person should look at before training, each one sentence with counts."""
     n, equal, of_files, patients = facts["images"], facts["equal"], facts["headers"] or {}, facts["patients"]
-    across, burned_in, head = equal["groups_across_splits"], of_files.get("burned_in", 0), of_files.get("head", 0)
+    across, text, head = equal["groups_across_splits"], of_files.get("text", 0), of_files.get("head", 0)
     found = [
         (facts["unreadable"], f"unreadable images or files: {facts['unreadable']:,}"),
         (len(facts["sizes"]) > 1, f"several sizes, which will be scaled to one: {len(facts['sizes'])}"),
@@ -292,7 +292,7 @@ def _suspicious(facts: dict[str, Any]) -> list[str]:
         ),
         (across, f"groups of equal images across splits, so that what is measured will be too good: {across:,}"),
         (patients is not None and patients < 20, f"patients, few to tell how well a model does on others: {patients}"),
-        (burned_in, f"files that say that text is burned into their pixels: {burned_in:,}"),
+        (text, f"files whose pixels may show text, such as a name, by what their headers say, or do not say: {text:,}"),
         (head, f"files that say that they show a head, whose face can be rebuilt from thin slices: {head:,}"),
     ]
     return [sentence for holds, sentence in found if holds] + _of_labels(facts["splits"])

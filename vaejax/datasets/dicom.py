@@ -24,6 +24,7 @@ from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
 from pydicom.tag import BaseTag, Tag
 
+from vaejax.datasets import burned_in
 from vaejax.datasets.source import decoding, size_of
 from vaejax.errors import DataError
 
@@ -58,7 +59,7 @@ _PALETTES = tuple(
 _TAGS = [
     Tag(keyword)
     for keyword in (
-        *("Modality", "SeriesInstanceUID", "PatientID", "BurnedInAnnotation", "BodyPartExamined"),
+        *("SeriesInstanceUID", "PatientID", "BodyPartExamined", *burned_in.FIELDS),
         *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration", "PhotometricInterpretation"),
         *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
         *("RescaleSlope", "RescaleIntercept", "DoseGridScaling", "ModalityLUTSequence"),
@@ -104,7 +105,7 @@ class Header(NamedTuple):
         series: SeriesInstanceUID, and
         patient: PatientID. For grouping alone: hash them before they are kept.
         bits: stored a sample.
-        burned_in: whether text is said to be burned into the pixels; None where nothing is said.
+        text: whether the pixels may show text (see `vaejax.datasets.burned_in`).
         head: whether a part of the head is said to be shown.
     """
 
@@ -121,7 +122,7 @@ class Header(NamedTuple):
     series: str | None
     patient: str | None
     bits: int
-    burned_in: bool | None
+    text: bool
     head: bool
 
 
@@ -417,7 +418,7 @@ def _header(data: Dataset, layout: _Layout) -> Header:
         _text(data, "SeriesInstanceUID"),
         _text(data, "PatientID"),
         layout.stored,
-        {"YES": True, "NO": False}.get(_text(data, "BurnedInAnnotation") or ""),
+        burned_in.suspected(data),
         (_text(data, "BodyPartExamined") or "") in _HEAD,
     )
 

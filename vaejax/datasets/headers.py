@@ -14,7 +14,7 @@ def count(paths: Iterable[Path]) -> dict[str, Any] | None:
     Returns:
         JSON values, or None where no file has such a header: `files`; `series`; `modality` and `stored` (bits or type of the
         voxels), each value -> files; `spacings`, rows of three lengths in mm, None where unknown, and files (of DICOM: between
-        rows, columns, slices; of NIfTI: along the file's axes); `burned_in`, files that say that text is in their pixels;
+        rows, columns, slices; of NIfTI: along the file's axes); `text`, files whose pixels may show text;
         `head`, files that say that they show one.
     """
     known = [facts for path in paths if (facts := _of_nifti(path) if _is_nifti(path) else _of_dicom(path))]
@@ -27,7 +27,7 @@ def count(paths: Iterable[Path]) -> dict[str, Any] | None:
         "modality": dict(counted["modality"].most_common()),
         "stored": dict(counted["stored"].most_common()),
         "spacings": [[*spacing, files] for spacing, files in counted["spacing"].most_common()],
-        "burned_in": sum(facts["burned_in"] for facts in known),
+        "text": sum(facts["text"] for facts in known),
         "head": sum(facts["head"] for facts in known),
     }
 
@@ -48,7 +48,7 @@ def _of_nifti(path: Path) -> dict[str, Any] | None:
         "modality": "unknown (NIfTI)",
         "stored": volume.voxels.dtype.name,
         "spacing": tuple(round(length, 3) for length in volume.spacing),
-        "burned_in": False,
+        "text": False,
         "head": False,
     }
 
@@ -66,6 +66,6 @@ def _of_dicom(path: Path) -> dict[str, Any] | None:
         "modality": header.modality or "unknown",
         "stored": f"{header.bits} bits",
         "spacing": tuple(None if length is None else round(length, 3) for length in lengths),
-        "burned_in": header.burned_in is True,
+        "text": header.text,
         "head": header.head,
     }

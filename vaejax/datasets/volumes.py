@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Num, Shaped, UInt8
+from rich.console import Console
 
 from vaejax.config import DataConfig
 from vaejax.datasets import geometry, isolation, workers
@@ -99,12 +100,14 @@ class Volume(NamedTuple):
         files: where they lie.
         patient: what keeps the images of a patient together; it goes nowhere.
         read: decodes it. Raises DataError with the bare reason.
+        text: how many of the files may show text in their pixels.
     """
 
     paths: tuple[str, ...]
     files: tuple[Path, ...]
     patient: str
     read: Callable[[], Stack]
+    text: int = 0
 
 
 def source(config: DataConfig) -> Source:
@@ -174,18 +177,19 @@ def find(files: Sequence[tuple[str, Path]], config: DataConfig) -> list[Volume]:
     whole = [file for file in files if is_nifti(file[0])]
     parts = [file for file in files if not is_nifti(file[0])]
     found = [Volume((name,), (path,), name, functools.partial(_of_nifti, path, config)) for name, path in whole]
-    series: dict[str, list[tuple[str, Path, str | None]]] = {}
+    series: dict[str, list[tuple[str, Path, str | None, bool]]] = {}
     groupings = workers.each(functools.partial(_grouping, config), parts, config.workers)
-    for (name, path), (own, patient) in zip(parts, groupings, strict=True):
-        series.setdefault(own, []).append((name, path, patient))
+    for (name, path), (own, patient, text) in zip(parts, groupings, strict=True):
+        series.setdefault(own, []).append((name, path, patient, text))
     for own, members in series.items():
-        names, paths, patients = zip(*members, strict=True)
+        names, paths, patients, texts = zip(*members, strict=True)
         known = sorted({patient for patient in patients if patient})
         if len(known) > 1:
             raise DataError(
                 f"{names[0]} and {len(names) - 1} other files: one series of {len(known)} patients. Mend their headers."
             )
-        found.append(Volume(names, paths, known[0] if known else own, functools.partial(_of_series, paths, config)))
+        read = functools.partial(_of_series, paths, config)
+        found.append(Volume(names, paths, known[0] if known else own, read, sum(texts)))
     return sorted(found, key=lambda volume: volume.paths)
 
 
@@ -294,7 +298,14 @@ def examples(volumes: list[Volume], masks: dict[str, Path] | None, config: DataC
     """The slices that are wanted and have content enough; a volume that cannot be read is one example that says why.
 
     They wait in files of a private temporary folder, so that no volume is decoded twice; it goes with what reads them here.
+    Where files may show text, the terminal says how many.
     """
+    text = sum(volume.text for volume in volumes)
+    if text:
+        Console(stderr=True).print(
+            f"{text} DICOM files may show text in their pixels, such as a name, which a model can learn: look at them, "
+            "and blank it with `vaejax deidentify`."
+        )
     measured = _measured(volumes, config) if config.normalize == "dataset" and not config.window else None
     with contextlib.ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="vaejax-"))  # mode 0700
@@ -436,16 +447,16 @@ def _mask_of_frame(path: Path, stack: Stack, config: DataConfig) -> UInt8[np.nda
 # --- files
 
 
-def _grouping(config: DataConfig, file: tuple[str, Path]) -> tuple[str, str | None]:
-    """Series and patient of a DICOM file; a file that cannot be read is alone, and says why when it is read."""
+def _grouping(config: DataConfig, file: tuple[str, Path]) -> tuple[str, str | None, bool]:
+    """Series and patient of a DICOM file, and whether it may show text; one that cannot be read says why when it is read."""
     from vaejax.datasets import dicom
 
     name, path = file
     try:
         header = isolation.reader(dicom.read_header, config)(path)
     except DataError:
-        return name, None
-    return header.series or name, header.patient
+        return name, None, False
+    return header.series or name, header.patient, header.text
 
 
 def _of_nifti(path: Path, config: DataConfig) -> Stack:
