@@ -17,7 +17,7 @@ ORDER = (
     "networks", "models", "objectives", "optimizers", "metrics", "calibration", "resampling", "training",
     "progress", "tally", "inspection", "suggestion", "checkpoints", "runs", "journal", "interruption", "privacy", "transfer",
     "experiment", "applications", "evaluation", "screening", "samplers", "latents", "segmentation",
-    "classifier", "frechet", "report", "inspection_report", "gallery", "cli",
+    "classifier", "frechet", "report", "inspection_report", "gallery", "verbs", "cli",
 )  # fmt: skip
 """A room imports only rooms that stand before it."""
 
@@ -32,7 +32,7 @@ OWNERS = {
     "matplotlib": {"report", "inspection_report"},
     "jinja2": {"report"},
     "ml_collections": {"config"},
-    "argparse": {"cli"},
+    "argparse": {"cli", "verbs"},
     "pydicom": {"datasets", "privacy"},
     "nibabel": {"datasets", "privacy"},
     "imagecodecs": {"datasets", "privacy"},

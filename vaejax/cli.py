@@ -13,9 +13,9 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported anywhere: its start-up notes help nobody
 
 from vaejax import config as configuration
-from vaejax import config_file
-from vaejax.errors import Terminated, TrainingError, VaejaxError
-from vaejax.interruption import at_once, on_sigterm
+from vaejax import verbs
+from vaejax.errors import Terminated, VaejaxError
+from vaejax.interruption import at_once
 
 SIGTERM_EXIT = 143
 SIGINT_EXIT = 130
@@ -71,40 +71,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vaejax", description="Variational autoencoders for medical images. Research use only.", allow_abbrev=False
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    to = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_images(to)
+    _add_training(to)
+    _add_evaluation(to)
+    _add_generation(to)
+    _add_reconstruction(to)
+    _add_understanding(to)
+    _add_masks(to)
+    return parser
 
-    train = _verb(
-        verbs,
-        "train",
-        _train,
-        "train a model, evaluate it and draw its report; the same command goes on where a run stopped",
-        "vaejax train --config=configs/quickstart.py --workdir=runs/quickstart --config.optimizer.learning_rate=3e-4",
-        "Every field can be set as --config.section.field=value:\n" + configuration.describe(),
-    )
-    _several(train)
 
-    prepare = _verb(
-        verbs,
-        "prepare",
-        _prepare,
-        "prepare the images that a training would prepare, and no more; the same command goes on where it stopped",
-        "vaejax prepare --config=configs/hippocampus.py --workdir=runs/hippocampus --config.data.workers=0",
-        "Fields are set as for `vaejax train`.",
-    )
-    prepare.add_argument(
-        "--runner", choices=("processes", "beam"), default="processes", help="what starts the workers; default: %(default)s"
-    )
-    for verb in (train, prepare):
-        verb.add_argument(
-            "--config", metavar="FILE", help="a .py file with get_config(), or a .json file; default: the quickstart"
-        )
-        verb.add_argument("--workdir", metavar="DIR", default="runs/quickstart", help="the run directory; default: %(default)s")
-
+def _add_images(to: Any) -> None:
+    """What is done to files before any training."""
     inspect = _verb(
-        verbs,
-        "inspect",
-        _inspect,
-        "count and show what lies in a folder or file of images, and suggest a configuration for it; before any training",
+        to,
+        verbs.inspect,
         "vaejax inspect scans --output=inspections/scans --config.data.slice_axis=1",
         "Fields of the section data can be set as --config.data.field=value; `vaejax train --help` lists them.",
     )
@@ -117,123 +99,9 @@ def _parser() -> argparse.ArgumentParser:
         "--minutes", type=_minutes, default=15.0, help="what a suggested training may take on this machine; default: 15"
     )
 
-    evaluate = _run_verb(
-        verbs, "evaluate", _evaluate, "compute evaluation.json", "vaejax evaluate runs/quickstart --samples=5000"
-    )
-    evaluate.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
-    evaluate.add_argument("--samples", type=_positive, help="importance samples an image; default: as configured")
-    evaluate.add_argument("--draw", type=_seed, help="seed of binarisation and samples; default: as configured")
-    _several(evaluate)
-
-    sample = _run_verb(verbs, "sample", _sample, "draw images from the prior", "vaejax sample runs/quickstart --n=100 --seed=1")
-    sample.add_argument("--n", type=_positive, default=100, help="images; default: %(default)s")
-    sample.add_argument(
-        "--temperature",
-        type=_temperature,
-        default=1.0,
-        help="scale of the spread of what is drawn; of codes, what their logits are divided by; default: 1",
-    )
-
-    sample.add_argument(
-        "--sampler",
-        choices=("prior", "mixture"),
-        default="prior",
-        help="where latents come from: the model's prior, or Gaussians fitted to the training images' posterior",
-    )
-    sample.add_argument("--label", help="of a conditional model: the label of all images; default: every label in turn")
-
-    reconstruct = _run_verb(
-        verbs,
-        "reconstruct",
-        _reconstruct,
-        "images beside their reconstructions",
-        "vaejax reconstruct runs/quickstart --split=val",
-    )
-    reconstruct.add_argument(
-        "--input",
-        metavar="PATH",
-        help="a PNG, JPEG or NIfTI file, or a folder with such or DICOM series: their reconstructions, in their own geometry, "
-        "instead of those of a split",
-    )
-    reconstruct.add_argument(
-        "--identify", action="store_true", help="DICOM results keep the patient and study of their source; default: nameless"
-    )
-    interpolate = _run_verb(
-        verbs, "interpolate", _interpolate, "lines between images", "vaejax interpolate runs/quickstart --n=8 --steps=12"
-    )
-    interpolate.add_argument("--steps", type=_positive, default=10, help="images on a line; default: %(default)s")
-    embed = _run_verb(
-        verbs,
-        "embed",
-        _embed,
-        "a table of latents, a map of them, and how much of the label they hold",
-        "vaejax embed runs/mednist --split=test --map=tsne",
-    )
-    embed.add_argument("--map", choices=("pca", "tsne"), default="pca", help="how it is laid out; default: %(default)s")
-    explain = _run_verb(
-        verbs,
-        "explain",
-        _explain,
-        "images of one label moved towards another in the latent space, and what changes",
-        "vaejax explain runs/mednist --from=HeadCT --to=CXR --n=5",
-    )
-    explain.add_argument("--from", dest="first", required=True, metavar="LABEL", help="the label of the images")
-    explain.add_argument("--to", dest="second", required=True, metavar="LABEL", help="the label that they are moved towards")
-    explain.add_argument("--n", type=_positive, default=5, help="images; default: %(default)s")
-    explain.add_argument("--steps", type=_positive, default=6, help="images on a walk; default: %(default)s")
-    inpaint = _run_verb(
-        verbs,
-        "inpaint",
-        _inpaint,
-        "what the model expects where pixels are missing: draws, their mean, and how far they spread",
-        "vaejax inpaint runs/quickstart --mask=square:12 --n=5",
-    )
-    inpaint.add_argument(
-        "--mask",
-        default="lower-half",
-        help="missing pixels: lower-half, square:SIDE in the middle, or a PNG, white where they are; default: %(default)s",
-    )
-    inpaint.add_argument("--draws", type=_several_draws, default=8, help="of each image, at least 2; default: %(default)s")
-    for verb in (reconstruct, interpolate, embed, explain, inpaint):
-        verb.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
-    for verb in (reconstruct, interpolate, inpaint):
-        verb.add_argument("--n", type=_positive, default=10, help="images, or lines; default: %(default)s")
-    for verb in (sample, reconstruct, interpolate, explain, inpaint):
-        verb.add_argument("--seed", type=_seed, default=0, help="which are drawn; default: %(default)s")
-    for verb in (sample, reconstruct, interpolate, embed, explain, inpaint):
-        verb.add_argument("--output", metavar="DIR", help="where the files go; default: in the run directory")
-
-    anomaly = _run_verb(
-        verbs,
-        "anomaly",
-        _anomaly,
-        "score images by how far they are from normal ones, and flag them at a promised rate of false alarms",
-        "vaejax anomaly runs/hand --best --alpha=0.01",
-    )
-    anomaly.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
-    anomaly.add_argument("--alpha", type=_share, help="promised share of false alarms; default: as configured")
-
-    frechet = _run_verb(
-        verbs,
-        "frechet",
-        _frechet,
-        "Frechet distance between samples and test images, on the features of a classifier trained on the same images",
-        "vaejax frechet runs/mnist --n=10000 --seeds=5",
-    )
-    frechet.add_argument("--n", type=_positive, default=500, help="samples, and test images; default: %(default)s")
-    frechet.add_argument("--seeds", type=_positive, default=5, help="how often, with other samples; default: %(default)s")
-    frechet.add_argument(
-        "--sampler",
-        choices=("prior", "mixture", "both"),
-        default="prior",
-        help="where latents come from (see `vaejax sample --help`); default: %(default)s",
-    )
-
     deidentify = _verb(
-        verbs,
-        "deidentify",
-        _deidentify,
-        "copy DICOM, NIfTI, PNG, JPEG and TIFF files for sharing, without what tells whose they are",
+        to,
+        verbs.deidentify,
         "vaejax deidentify scans shared --key-file=secret.txt --box=US:0,0,40,640 --on-error=skip",
         "The key may also be in the environment variable VAEJAX_KEY; it makes the new names, and is neither kept nor shown.",
     )
@@ -252,27 +120,169 @@ def _parser() -> argparse.ArgumentParser:
         "--on-error", choices=("stop", "skip"), default="stop", help="at what cannot be shared; default: %(default)s"
     )
 
+
+def _add_training(to: Any) -> None:
+    prepare = _verb(
+        to,
+        verbs.prepare,
+        "vaejax prepare --config=configs/hippocampus.py --workdir=runs/hippocampus --config.data.workers=0",
+        "Fields are set as for `vaejax train`.",
+    )
+    prepare.add_argument(
+        "--runner", choices=("processes", "beam"), default="processes", help="what starts the workers; default: %(default)s"
+    )
+
+    train = _verb(
+        to,
+        verbs.train,
+        "vaejax train --config=configs/quickstart.py --workdir=runs/quickstart --config.optimizer.learning_rate=3e-4",
+        "Every field can be set as --config.section.field=value:\n" + configuration.describe(),
+    )
+    _several(train)
+    for verb in (prepare, train):
+        verb.add_argument(
+            "--config", metavar="FILE", help="a .py file with get_config(), or a .json file; default: the quickstart"
+        )
+        verb.add_argument("--workdir", metavar="DIR", default="runs/quickstart", help="the run directory; default: %(default)s")
+
+
+def _add_evaluation(to: Any) -> None:
+    """What a run is worth, in numbers and on a page."""
+    evaluate = _run_verb(to, verbs.evaluate, "vaejax evaluate runs/quickstart --samples=5000")
+    _of_split(evaluate)
+    evaluate.add_argument("--samples", type=_positive, help="importance samples an image; default: as configured")
+    evaluate.add_argument("--draw", type=_seed, help="seed of binarisation and samples; default: as configured")
+    _several(evaluate)
+
+    frechet = _run_verb(
+        to,
+        verbs.frechet,
+        "vaejax frechet runs/mnist --n=10000 --seeds=5",
+    )
+    frechet.add_argument("--n", type=_positive, default=500, help="samples, and test images; default: %(default)s")
+    frechet.add_argument("--seeds", type=_positive, default=5, help="how often, with other samples; default: %(default)s")
+    frechet.add_argument(
+        "--sampler",
+        choices=("prior", "mixture", "both"),
+        default="prior",
+        help="where latents come from (see `vaejax sample --help`); default: %(default)s",
+    )
+
+    anomaly = _run_verb(
+        to,
+        verbs.anomaly,
+        "vaejax anomaly runs/hand --best --alpha=0.01",
+    )
+    _of_split(anomaly)
+    anomaly.add_argument("--alpha", type=_share, help="promised share of false alarms; default: as configured")
+    _run_verb(to, verbs.report, "vaejax report runs/quickstart --best")
+
+
+def _add_generation(to: Any) -> None:
+    sample = _run_verb(to, verbs.sample, "vaejax sample runs/quickstart --n=100 --seed=1")
+    sample.add_argument("--n", type=_positive, default=100, help="images; default: %(default)s")
+    sample.add_argument(
+        "--temperature",
+        type=_temperature,
+        default=1.0,
+        help="scale of the spread of what is drawn; of codes, what their logits are divided by; default: 1",
+    )
+
+    sample.add_argument(
+        "--sampler",
+        choices=("prior", "mixture"),
+        default="prior",
+        help="where latents come from: the model's prior, or Gaussians fitted to the training images' posterior",
+    )
+    sample.add_argument("--label", help="of a conditional model: the label of all images; default: every label in turn")
+    _writing(sample)
+
+
+def _add_reconstruction(to: Any) -> None:
+    """Images through the model: there and back, from one to another, or in part."""
+    reconstruct = _run_verb(
+        to,
+        verbs.reconstruct,
+        "vaejax reconstruct runs/quickstart --split=val",
+    )
+    reconstruct.add_argument(
+        "--input",
+        metavar="PATH",
+        help="a PNG, JPEG or NIfTI file, or a folder with such or DICOM series: their reconstructions, in their own geometry, "
+        "instead of those of a split",
+    )
+    reconstruct.add_argument(
+        "--identify", action="store_true", help="DICOM results keep the patient and study of their source; default: nameless"
+    )
+    interpolate = _run_verb(to, verbs.interpolate, "vaejax interpolate runs/quickstart --n=8 --steps=12")
+    interpolate.add_argument("--steps", type=_positive, default=10, help="images on a line; default: %(default)s")
+    inpaint = _run_verb(
+        to,
+        verbs.inpaint,
+        "vaejax inpaint runs/quickstart --mask=square:12 --n=5",
+    )
+    inpaint.add_argument(
+        "--mask",
+        default="lower-half",
+        help="missing pixels: lower-half, square:SIDE in the middle, or a PNG, white where they are; default: %(default)s",
+    )
+    inpaint.add_argument("--draws", type=_several_draws, default=8, help="of each image, at least 2; default: %(default)s")
+    for verb in (reconstruct, interpolate, inpaint):
+        verb.add_argument("--n", type=_positive, default=10, help="images, or lines; default: %(default)s")
+        _of_split(verb)
+        _writing(verb)
+
+
+def _add_understanding(to: Any) -> None:
+    """What the latents hold."""
+    embed = _run_verb(
+        to,
+        verbs.embed,
+        "vaejax embed runs/mednist --split=test --map=tsne",
+    )
+    embed.add_argument("--map", choices=("pca", "tsne"), default="pca", help="how it is laid out; default: %(default)s")
+    explain = _run_verb(
+        to,
+        verbs.explain,
+        "vaejax explain runs/mednist --from=HeadCT --to=CXR --n=5",
+    )
+    explain.add_argument("--from", dest="first", required=True, metavar="LABEL", help="the label of the images")
+    explain.add_argument("--to", dest="second", required=True, metavar="LABEL", help="the label that they are moved towards")
+    explain.add_argument("--n", type=_positive, default=5, help="images; default: %(default)s")
+    explain.add_argument("--steps", type=_positive, default=6, help="images on a walk; default: %(default)s")
+    for verb in (embed, explain):
+        _of_split(verb)
+        _writing(verb)
+
+
+def _add_masks(to: Any) -> None:
     segment = _run_verb(
-        verbs,
-        "segment",
-        _segment,
-        "the classes of pixels that a segmenter finds, and how like those drawn by hand they are",
+        to,
+        verbs.segment,
         "vaejax segment runs/hippocampus_segmentation --best",
     )
-    segment.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
     segment.add_argument("--n", type=_positive, default=10, help="images in the picture; default: %(default)s")
-    segment.add_argument("--seed", type=_seed, default=0, help="which are drawn; default: %(default)s")
-    segment.add_argument("--output", metavar="DIR", help="where the files go; default: in the run directory")
-
-    _run_verb(verbs, "report", _report, "draw report/index.html", "vaejax report runs/quickstart --best")
-    return parser
+    _of_split(segment)
+    _writing(segment)
 
 
-def _verb(verbs: Any, name: str, run: Callable, purpose: str, example: str, epilog: str = "") -> argparse.ArgumentParser:
-    verb = verbs.add_parser(
-        name,
-        help=purpose,
-        description=f"{purpose[0].upper()}{purpose[1:]}.\n\nExample: {example}",
+def _of_split(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
+
+
+def _writing(verb: argparse.ArgumentParser) -> None:
+    """For verbs that draw at random, and write files."""
+    verb.add_argument("--seed", type=_seed, default=0, help="which are drawn; default: %(default)s")
+    verb.add_argument("--output", metavar="DIR", help="where the files go; default: in the run directory")
+
+
+def _verb(to: Any, run: Callable, example: str, epilog: str = "") -> argparse.ArgumentParser:
+    """A verb of the name of the function that runs it, whose docstring says what it is for."""
+    purpose = " ".join((run.__doc__ or "").split())
+    verb = to.add_parser(
+        run.__name__,
+        help=f"{purpose[:1].lower()}{purpose[1:].rstrip('.')}",
+        description=f"{purpose}\n\nExample: {example}",
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -281,9 +291,9 @@ def _verb(verbs: Any, name: str, run: Callable, purpose: str, example: str, epil
     return verb
 
 
-def _run_verb(verbs: Any, name: str, run: Callable, purpose: str, example: str) -> argparse.ArgumentParser:
+def _run_verb(to: Any, run: Callable, example: str) -> argparse.ArgumentParser:
     """A verb about a trained run, which it takes first."""
-    verb = _verb(verbs, name, run, purpose, example)
+    verb = _verb(to, run, example)
     verb.add_argument("directory", metavar="RUN", help="the directory of a run")
     verb.add_argument("--best", action="store_true", help="the checkpoint of lowest validation loss; default: the last")
     return verb
@@ -338,292 +348,3 @@ def _ranged(text: str, kind: type, low: float, high: float) -> float:
     if not low <= value <= high:
         raise argparse.ArgumentTypeError(f"expected {low} <= value <= {high}, found {text!r}")
     return value
-
-
-def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    config = config_file.load(arguments.config, overrides)  # before anything slow is imported
-
-    from vaejax import experiment, hosts, runs
-
-    _join(arguments)
-    with hosts.explain_loss():
-        run = runs.create(arguments.workdir, config)
-        with on_sigterm() as interruption:
-            experiment.train(run, interruption)
-
-        from vaejax import evaluation, report  # two seconds that the first step need not wait for
-
-        if run.model.segment:
-            return _say(f"trained. What it is worth: vaejax segment {run.directory} --best")
-        _show(evaluation.evaluate(run))
-        _say(f"report: {report.write(run)}")
-
-
-def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    config = config_file.load(arguments.config, overrides)
-
-    from etils import epath
-
-    from vaejax import datasets, runs
-
-    cache = runs.cache_of(epath.Path(arguments.workdir), config)
-    data = datasets.load(config.data, cache, datasets.DRIVERS[arguments.runner])
-    counts = ", ".join(f"{split.n} {name}" for name, split in data.splits.items())
-    left_out = f"; {len(data.skipped)} files left out" if data.skipped else ""
-    print(f"prepared in {cache}: {counts} images of {data.image_shape}{left_out}; fingerprint {data.fingerprint[:16]}")
-
-
-def _inspect(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from etils import epath
-    from rich.console import Console
-    from rich.table import Table
-
-    from vaejax import inspection, inspection_report, suggestion
-    from vaejax.progress import console
-
-    config, why = _source_of(arguments.data, overrides)
-    found, directory = inspection.inspect(config.data, why, arguments.seed), epath.Path(arguments.output)
-    table = Table(show_header=False, title=f"{found.facts['images']:,} images")
-    for line in inspection_report.summary(found.facts):
-        table.add_row(*line)
-    Console(markup=False).print(table, _splits(found.facts["splits"]))
-    for sentence in found.facts["suspicious"]:
-        console.print(f"look at: {sentence}", markup=False)
-    for file in found.private["unreadable"][:20]:
-        console.print(f"unreadable: {file['path']}: {file['reason']}", markup=False)
-    text = None
-    try:
-        choices = suggestion.suggest(found.facts, config.data, arguments.minutes)
-        text = suggestion.text(choices, found.facts)
-    except VaejaxError as error:
-        console.print(str(error), markup=False)
-    inspection_report.write(directory, found, text)
-    print(f"written: {directory / 'inspection.html'}, inspection.json, private/files.json")
-    if text:
-        print(f"suggested: python train.py --config={directory / 'config.py'} --workdir=runs/first")
-
-
-def _source_of(data: str | None, overrides: Sequence[str]) -> tuple[configuration.Config, str]:
-    """The configuration whose images are inspected, and how its source was decided on."""
-    if data and data.startswith("--config."):  # what argparse takes for DATA, for a space in its value
-        return config_file.load(None, [data, *overrides]), "as configured"
-    path = Path(data) if data else None
-    if path is None or config_file.holds_configuration(path):
-        return config_file.load(path, overrides), "as configured"
-
-    from vaejax.datasets.guess import guess
-
-    guessed = guess(path)
-    found = [f"--config.data.name={guessed.name}", f"--config.data.path={str(path)!r}"]
-    return config_file.load(None, [*found, *overrides]), guessed.why
-
-
-def _splits(splits: dict[str, Any]) -> Any:
-    """A table of images, patients and labels a split."""
-    from rich.table import Table
-
-    table = Table("", *splits)
-    table.add_row("images", *(f"{part['images']:,}" for part in splits.values()))
-    if all(part["patients"] is not None for part in splits.values()):
-        table.add_row("patients", *(f"{part['patients']:,}" for part in splits.values()))
-    for label in splits["train"]["labels"] or ():
-        table.add_row(label, *(f"{(part['labels'] or {}).get(label, 0):,}" for part in splits.values()))
-    return table
-
-
-def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from vaejax import evaluation, hosts, runs
-
-    _join(arguments)
-    with hosts.explain_loss():
-        run = runs.load(arguments.directory)
-        _show(evaluation.evaluate(run, arguments.split, arguments.best, arguments.samples, arguments.draw))
-
-
-def _anomaly(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from vaejax import runs, screening
-
-    result = screening.screen(runs.load(arguments.directory), arguments.split, arguments.best, arguments.alpha)
-    print(f"{result['notice']}\n{result['score']} of {result['images']} images, split {result['split']}, step {result['step']}")
-    for kind, count in result["flagged"].items():
-        told = "; promised: {:g}, so {} to {}".format(result["alpha"], *count["expected"]) if "expected" in count else ""
-        print(f"flagged, {kind}: {count['flagged']} of {count['n']}{told}")
-    for name, found in (result["ranking"] | {"pixels": result["pixels"]}).items():
-        for measure, value in found.items():
-            print(f"{name}: {measure} {value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})")
-    for name, reason in result["undefined"].items():
-        print(f"{name}: not defined: {reason}")
-    print("written: anomaly.json, anomaly.csv, anomaly_maps.npy")
-
-
-def _frechet(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from vaejax import frechet, runs
-
-    names = ("prior", "mixture") if arguments.sampler == "both" else (arguments.sampler,)
-    result = frechet.measure(runs.load(arguments.directory), arguments.n, arguments.seeds, names, arguments.best)
-    accuracy = f"the classifier has {100 * result['classifier']['accuracy']:.1f} % of the test images right"
-    print(f"Frechet distances, squared feature units. As many training images: {result['floor']:.4g} ({accuracy})")
-    for name in names:
-        agreeing = result["agreement"].get(name)
-        told = f"; {100 * agreeing['mean']:.2f} % have the label asked for" if agreeing else ""
-        print(f"samples from the {name}: {_number(result['samplers'][name])}{told}")
-
-
-def _deidentify(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from vaejax.privacy import boxes, copies, folder, pseudonyms
-
-    masks = [boxes.parse(text) for text in arguments.box]
-    target = Path(arguments.target)
-    report = folder.deidentify(
-        Path(arguments.source), target, pseudonyms.read_key(arguments.key_file), masks, arguments.on_error
-    )
-    table = Table("kind", "files", *copies.ACTIONS, title="fields of headers, by what was done to them")
-    for kind, n, counts in folder.totals(report):
-        table.add_row(kind, *map(str, (n, *(counts[action] for action in copies.ACTIONS))))
-    Console().print(table)
-    for remark, n in folder.remarks(report):
-        print(f"{n} files: {remark}")
-    print(f"report: {target / 'deidentification.md'}; names, not to be shared: {folder.names_file(target)}")
-
-
-def _report(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from vaejax import report, runs
-
-    print(f"report: {report.write(runs.load(arguments.directory), arguments.best)}")
-
-
-def _sample(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from vaejax import gallery
-
-    run, output = _open(arguments)
-    how = (arguments.seed, arguments.temperature, arguments.label, arguments.sampler)
-    gallery.sample(run, output, arguments.best, arguments.n, *how)
-    print(f"written: {output / 'samples.png'}, samples.npz")
-
-
-def _reconstruct(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from vaejax import gallery
-
-    run, output = _open(arguments)
-    if arguments.input:
-        ids = gallery.reconstruct_studies(run, output, arguments.best, arguments.input, arguments.identify)
-        print(f"written: {len(ids)} studies in {output}; studies.json there says which is which")
-        return
-    gallery.reconstruct(run, output, arguments.best, arguments.split, arguments.n, arguments.seed)
-    print(f"written: {output / 'reconstructions.png'}, reconstructions.npz")
-
-
-def _interpolate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from vaejax import gallery
-
-    run, output = _open(arguments)
-    gallery.interpolate(run, output, arguments.best, arguments.split, arguments.n, arguments.seed, arguments.steps)
-    print(f"written: {output / 'interpolations.png'}, interpolations.npz")
-
-
-def _embed(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from vaejax import gallery
-
-    run, output = _open(arguments)
-    result = gallery.embed(run, output, arguments.best, arguments.split, arguments.map)
-    for name, probe in result.get("probes", {}).items():
-        words = (f"{key.replace('_', ' ')} {_interval(probe[key])}" for key in ("accuracy", "balanced_accuracy", "auc"))
-        print(f"{name} probe for the label, {probe['n']} test images: {', '.join(words)}")
-    print(f"written: {output / 'latents.csv'}, latents.parquet, map.png, embedding.json")
-
-
-def _explain(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from vaejax import gallery
-
-    run, output = _open(arguments)
-    ends = (arguments.first, arguments.second)
-    how = (arguments.n, arguments.steps, arguments.seed)
-    means = gallery.explain(run, output, arguments.best, arguments.split, ends, *how)
-    print(f"mean probability of {ends[1]}, by the linear probe, at each step: {', '.join(f'{mean:.2f}' for mean in means)}")
-    print(f"written: {output / 'explanation.png'}, explanation.npz")
-
-
-def _segment(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from vaejax import gallery
-
-    run, output = _open(arguments)
-    result = gallery.segment(run, output, arguments.best, arguments.split, arguments.n, arguments.seed)
-    found = {"mean of the classes": result["mean"]} | {f"class {name}": entry for name, entry in result["classes"].items()}
-    for name, entry in found.items():
-        words = (f"{key} {_interval(entry[key])}" for key in ("dice", "hausdorff95") if entry.get(key, {}).get("n"))
-        print(f"{name}, {result['volumes']} volumes: {', '.join(words)}")
-    print(f"written: {output / 'segmentation.json'}, segmentations.npz, segmentations.png")
-
-
-def _inpaint(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    import numpy as np
-
-    from vaejax import gallery
-
-    run, output = _open(arguments)
-    how = (arguments.split, arguments.n, arguments.seed, arguments.mask, arguments.draws)
-    found = gallery.inpaint(run, output, arguments.best, *how)
-    print(f"written: {output / 'inpainted.png'}, inpainted.npz")
-    print(
-        f"chains: {100 * found.acceptance.mean():.0f} % of the transitions accepted; potential scale reduction "
-        f"{np.median(found.scale_reduction):.2f} in the median image, {found.scale_reduction.max():.2f} at most (1: they agree)"
-    )
-
-
-def _open(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """The run, and the folder where its pictures go."""
-    from etils import epath
-
-    from vaejax import runs
-
-    run = runs.load(arguments.directory)
-    return run, epath.Path(arguments.output) if arguments.output else run.directory / "gallery"
-
-
-def _join(arguments: argparse.Namespace) -> None:
-    """Meets the other processes, where there are some; only the first of them speaks."""
-    given = (arguments.coordinator, arguments.processes, arguments.process)
-    if not arguments.distributed and given == (None, None, None):
-        return
-    if not arguments.distributed and None in given:
-        raise TrainingError(
-            "--coordinator, --processes and --process go together. Give all three, or --distributed where SLURM, Open MPI, "
-            "Kubernetes or a Cloud TPU knows them."
-        )
-    from vaejax import hosts
-    from vaejax.progress import console
-
-    hosts.join(*given)
-    console.quiet = not hosts.first()
-
-
-def _say(text: str) -> None:
-    from vaejax import hosts
-
-    if hosts.first():
-        print(text)
-
-
-def _show(result: dict[str, Any]) -> None:
-    """Prints an evaluation as a table, the linear floor beside it."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from vaejax import hosts
-
-    table = Table("metric", "vaejax", "PCA", "unit", title=f"{result['split']} split at step {result['step']}")
-    for name, value in result["metrics"].items():
-        floor = result["baselines"].get("pca", {}).get(name)
-        table.add_row(name, _number(value), _number(floor) if floor else "", value["unit"])
-    Console(quiet=not hosts.first()).print(table)
-
-
-def _number(value: dict[str, Any]) -> str:
-    return f"{value['mean']:.4g}" + (f" ± {value['sem']:.2g}" if value["sem"] is not None else "")
-
-
-def _interval(value: dict[str, float]) -> str:
-    return f"{value.get('value', value.get('mean')):.3f} [{value['low']:.3f}, {value['high']:.3f}]"
