@@ -1,6 +1,12 @@
 """Segmentation from few labelled patients: an encoder pretrained as a VAE against the same network from scratch.
 
-python benchmarks/segmentation.py pretrain FOLDER WORK
+    python benchmarks/segmentation.py pretrain FOLDER WORK
+    python benchmarks/segmentation.py arms FOLDER WORK --steps 3500 --arms pretrained --shares 1 --draws 0
+    python benchmarks/segmentation.py arms FOLDER WORK --steps 800 --shares 0.01 0.05 0.1
+
+FOLDER holds images/ and labels/ of the hippocampus. 66 patients train, 22 choose the checkpoint (by loss, with their labels at
+any share), 22 test; whole volumes at 1 mm. Both arms have one optimiser, one rate and one budget, not tuned for either.
+A row of WORK/rows.jsonl is a training; draw d chooses the labelled patients, and is the seed.
 """
 
 import argparse
