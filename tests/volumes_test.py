@@ -163,6 +163,10 @@ def test_series_of_one_patient_stay_together(tmp_path):
     splits = images(tmp_path / "in", tmp_path / "cache", window=(6, 12))
     owners = {name: [round(float(image.max()) * 12) for image in split] for name, split in splits.items()}
     assert all(sorted(numbers) == sorted(2 * list(set(numbers))) for numbers in owners.values())
+    data = load(config(tmp_path / "in", window=(6, 12)), tmp_path / "cache")
+    told = {name: split.read(np.arange(split.n))["patient"] for name, split in data.splits.items()}
+    pairs = {(owner, int(number)) for name in owners for owner, number in zip(owners[name], told[name], strict=True)}
+    assert len({owner for owner, _ in pairs}) == len({number for _, number in pairs}) == len(pairs) == 12
 
 
 def test_too_few_patients_are_told(tmp_path):
