@@ -131,6 +131,9 @@ def test_volumes_with_channels_and_patients(tmp_path):
             "test_labels alone",
         ),
         ({"images": pixels(3, 5)}, r"found \(3, 5\)"),
+        ({"images": np.uint8(3)}, r"found \(\)"),
+        ({"train_images": pixels(3, 5, 4), "patients": np.arange(3)}, "found the arrays patients without images"),
+        ({"train_images": pixels(3, 5, 4), "test_labels": np.arange(3)}, "found the arrays test_labels without images"),
     ],
 )
 def test_arrays_that_contradict_each_other_are_refused(tmp_path, values, message):

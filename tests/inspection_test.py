@@ -128,6 +128,7 @@ def test_a_table_is_a_manifest(tmp_path):
         (lambda root: root / "absent", "found none"),
         (lambda root: root, "expected DICOM, NIfTI, PNG, JPEG, TIFF, NPY or IDX files"),
         (lambda root: (root / "one.dcm").write_bytes(b"") * 0 or root / "one.dcm", "Name the folder"),
+        (lambda root: (root / "a.npz").write_bytes(b"\x93NUMPY") * 0 or root / "a.npz", "expected an .npz"),
         (lambda root: (root / "a.npz").write_bytes(b"PK") * 0 or root / "a.npz", "expected an .npz"),
         (lambda root: np.savez(root / "a.npz", x=1) or root, r"Name one of its files of \.npz"),
     ],
@@ -252,7 +253,7 @@ def test_headers_are_counted_by_their_codes_alone(tmp_path):
     )
     save_dicom(tmp_path / "c.dcm", noise(4, 4), Modality=NAME, BodyPartExamined="CHEST")
     (tmp_path / "d.dcm").write_bytes(b"damaged")
-    counted = headers.count(sorted(tmp_path.iterdir()))
+    counted = headers.count(sorted(tmp_path.iterdir()), DataConfig())
     assert counted == {
         "files": 3,
         "series": 2,
@@ -263,7 +264,7 @@ def test_headers_are_counted_by_their_codes_alone(tmp_path):
         "head": 2,
     }
     assert [dicom.read_header(tmp_path / f"{name}.dcm").text for name in "abc"] == [True, False, False]
-    assert headers.count([tmp_path / "d.dcm"]) is None
+    assert headers.count([tmp_path / "d.dcm"], DataConfig()) is None
 
 
 def test_nothing_that_can_be_read_is_an_error(tmp_path):

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,9 @@ def planted(path: Path) -> np.ndarray:
     if "hangs" in path.name:  # in C, with the interpreter's lock held: no thread of this process runs any more
         ctypes.pythonapi.usleep.argtypes = [ctypes.c_uint]
         ctypes.pythonapi.usleep(900_000_000)
+    if "sleeps" in path.name:
+        time.sleep(1.0)
+        return np.zeros(0)
     if "allocates" in path.name:
         return np.ones(2**31, np.uint8)
     if "hides" in path.name:  # as decoders do
@@ -87,6 +91,24 @@ def test_a_process_serves_many_files_until_it_breaks():
     with pytest.raises(isolation.Exceeded):
         isolation.isolated(LIMITS, planted, Path("aborts"))
     assert isolation.isolated(LIMITS, process_of, Path()) != first
+
+
+def test_an_answer_that_nobody_waited_for_is_nobodys():
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    limits = isolation.Limits(20.0, 2**30)
+    first = isolation.isolated(limits, process_of, Path())
+    old = signal.signal(signal.SIGALRM, interrupted)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            isolation.isolated(limits, planted, Path("sleeps"))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, old)
+    assert isinstance(second := isolation.isolated(limits, process_of, Path()), int)
+    assert second != first
 
 
 def test_trusted_files_are_decoded_here():

@@ -91,7 +91,7 @@ def _add_images(to: Any) -> None:
         "Fields of the section data can be set as --config.data.field=value; `vaejax train --help` lists them.",
     )
     inspect.add_argument(
-        "data", metavar="DATA", nargs="?", help="a folder, an .npz file, a manifest, or a configuration (.py, .json)"
+        "data", metavar="DATA", nargs="?", help="a folder, an .npz or .npy file, a manifest, or a configuration (.py, .json)"
     )
     inspect.add_argument("--output", metavar="DIR", default="inspection", help="where the files go; default: %(default)s")
     inspect.add_argument("--seed", type=_seed, default=0, help="which examples are shown; default: %(default)s")

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from vaejax.config import DataConfig
 from vaejax.datasets import SOURCES, Split, headers
-from vaejax.datasets.image import WHITE
+from vaejax.datasets.image import SUFFIXES, WHITE
 from vaejax.datasets.source import Examples, Source, files_in
 from vaejax.datasets.splits import complete
 from vaejax.errors import DataError
@@ -163,7 +163,7 @@ def inspect(config: DataConfig, why: str, seed: int = 0) -> Inspection:
         "unreadable": len(read.unreadable),
         "reasons": dict(collections.Counter(reason for *_, reason in read.unreadable).most_common()),
         "ranges": _ranges(read.measured) if read.measured else None,
-        "headers": headers.count(files),
+        "headers": headers.count(files, config),
     }
     facts["suspicious"] = ([problem] if problem else []) + _suspicious(facts)
     private = {
@@ -258,7 +258,8 @@ def _files(config: DataConfig, splits: dict[str, Examples]) -> list[Path]:
     root = Path(config.path or "")
     if config.name == "volumes":
         return files_in(root, "**/*")
-    return [root.parent / path for path in _paths(splits)] if config.name == "manifest" else []
+    listed = [root.parent / path for path in _paths(splits)] if config.name == "manifest" else []
+    return [path for path in listed if path.suffix.lower() not in SUFFIXES]
 
 
 def _paths(splits: dict[str, Examples]) -> list[str]:

@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int, Num, Shaped, UInt8
 from PIL import Image, ImageDraw
 
 from vaejax.config import DataConfig
-from vaejax.datasets import DataSet, geometry, image, volumes
+from vaejax.datasets import DataSet, geometry, image, isolation, volumes
 from vaejax.datasets.geometry import Axis
 from vaejax.datasets.source import NOTICE, hash_files
 from vaejax.datasets.volumes import Scale, Stack, Volume
@@ -150,12 +150,12 @@ def _found(path: Path, config: DataConfig) -> list[Volume]:
         raise DataError(f"{path}: expected PNG, JPEG, NIfTI or DICOM files, found none.")
     if others:
         volumes.require_libraries(str(path))
-    found = [Volume((name,), (file,), name, functools.partial(_of_picture, file)) for name, file in pictures]
+    found = [Volume((name,), (file,), name, functools.partial(_of_picture, file, config)) for name, file in pictures]
     return sorted(found + volumes.find(others, config), key=lambda volume: volume.paths)
 
 
-def _of_picture(file: Path) -> Stack:
-    pixels = image.decode(file)
+def _of_picture(file: Path, config: DataConfig) -> Stack:
+    pixels = isolation.reader(image.decode, config)(file)
     return Stack(pixels[np.newaxis], (None, None, None), None, lambda slices: slices[0], file)
 
 

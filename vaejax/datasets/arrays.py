@@ -98,6 +98,10 @@ def _parts(found: _Fields) -> dict[str, _Fields]:
     if ("" in parts) == ("train_" in parts) or ("" in parts and len(parts) > 1):
         listed = ", ".join(sorted(found)) or "no array"
         raise DataError(f"expected either the array images, or train_images with those of other splits, found {listed}.")
+    used = {prefix + field for prefix in parts for field in _FIELDS} | ({"split"} if "" in parts else set())
+    unused = sorted(found.keys() - used)
+    if unused:
+        raise DataError(f"found the arrays {', '.join(unused)} without images of theirs. Rename or remove them.")
     for field in _FIELDS:
         having = [prefix + field for prefix in parts if field in parts[prefix]]
         if having and len(having) < len(parts):
@@ -107,8 +111,9 @@ def _parts(found: _Fields) -> dict[str, _Fields]:
 
 def _examples(prefix: str, fields: _Fields) -> Examples:
     """Checks one part; slices of volumes become images."""
-    images, n = fields["images"], len(fields["images"])
+    images = fields["images"]
     _check_images(prefix, images)
+    n = len(images)
     volumes = images.ndim == 5 or (images.ndim == 4 and images.shape[-1] > 4)
     labels = _labels(prefix, fields, n)
     masks = _masks(prefix, fields, images.shape[: 3 + volumes])

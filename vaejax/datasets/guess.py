@@ -5,8 +5,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
+from vaejax.datasets import npy
 from vaejax.datasets.source import NOTES, files_in
 from vaejax.errors import DataError
 
@@ -47,9 +46,9 @@ def _of_file(path: Path) -> Guess:
     suffix = path.suffix.lower()
     if suffix == ".npz":
         try:
-            with np.load(path, allow_pickle=False) as file:
-                names = sorted(file.files)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            with zipfile.ZipFile(path) as archive:
+                names = npy.members(archive)
+        except (OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: expected an .npz of plain arrays, found something else ({error}).") from error
         name = "medmnist" if "train_images" in names else "arrays"
         return Guess(name, f"{len(names)} arrays, {'with' if name == 'medmnist' else 'without'} train_images")

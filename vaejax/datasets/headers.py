@@ -5,10 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vaejax.config import DataConfig
+from vaejax.datasets import isolation
+from vaejax.datasets.volumes import is_nifti
 from vaejax.errors import DataError
 
 
-def count(paths: Iterable[Path]) -> dict[str, Any] | None:
+def count(paths: Iterable[Path], config: DataConfig) -> dict[str, Any] | None:
     """Counts over files; those that cannot be read are passed over.
 
     Returns:
@@ -17,7 +20,7 @@ def count(paths: Iterable[Path]) -> dict[str, Any] | None:
         rows, columns, slices; of NIfTI: along the file's axes); `text`, files whose pixels may show text;
         `head`, files that say that they show one.
     """
-    known = [facts for path in paths if (facts := _of_nifti(path) if _is_nifti(path) else _of_dicom(path))]
+    known = [facts for path in paths if (facts := (_of_nifti if is_nifti(path.name) else _of_dicom)(path, config))]
     if not known:
         return None
     counted = {name: collections.Counter(facts[name] for facts in known) for name in ("modality", "stored", "spacing")}
@@ -32,15 +35,11 @@ def count(paths: Iterable[Path]) -> dict[str, Any] | None:
     }
 
 
-def _is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith((".nii", ".nii.gz"))
-
-
-def _of_nifti(path: Path) -> dict[str, Any] | None:
+def _of_nifti(path: Path, config: DataConfig) -> dict[str, Any] | None:
     from vaejax.datasets import nifti
 
     try:
-        volume = nifti.decode(path)
+        volume = isolation.reader(nifti.decode, config)(path)
     except DataError:
         return None
     return {
@@ -53,11 +52,11 @@ def _of_nifti(path: Path) -> dict[str, Any] | None:
     }
 
 
-def _of_dicom(path: Path) -> dict[str, Any] | None:
+def _of_dicom(path: Path, config: DataConfig) -> dict[str, Any] | None:
     from vaejax.datasets import dicom
 
     try:
-        header = dicom.read_header(path)
+        header = isolation.reader(dicom.read_header, config)(path)
     except DataError:
         return None
     lengths = (*(header.spacing or (None, None)), header.gap or header.thickness)

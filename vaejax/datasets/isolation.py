@@ -72,6 +72,10 @@ def isolated(limits: Limits, function: Callable[..., Answer], *arguments: Any) -
     except (EOFError, ConnectionError):
         child.process.join()
         raise Exceeded(_reason(child.process.exitcode, limits)) from None
+    except BaseException:  # an interruption: the next call would take this one's answer for its own
+        del _running[key]
+        child.process.kill()
+        raise
     if isinstance(answer, Exception):
         raise answer
     return answer

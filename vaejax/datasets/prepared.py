@@ -79,14 +79,14 @@ def prepare(source: Source, config: DataConfig, cache: Path, drive: workers.Driv
     """
     fingerprint = _fingerprint(source, config)
     folder = cache / f"{config.name.replace(':', '-').replace('/', '-')}-{fingerprint[:16]}"
-    if folder.exists() and not _whole(folder):
-        _say(f"Prepared images in {folder} are damaged: preparing them again.")
-        shutil.rmtree(folder)
-    if not folder.exists():
+    if not _whole(folder):
         try:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _alone(cache / f".preparing-{folder.name}") as work:
-                if not folder.exists():  # else another process prepared it while this one waited
+                if not _whole(folder):  # else another process prepared it while this one waited
+                    if folder.exists():
+                        _say(f"Prepared images in {folder} are damaged: preparing them again.")
+                        shutil.rmtree(folder)
                     _prepare(folder, work, source, config, fingerprint, drive)
         except OSError as error:
             raise DataError(

@@ -60,7 +60,7 @@ def set_apart(
     count = round(fraction * n)
     if train.patients is not None:
         count = min(max(count, 1), max((n - 1) // len(names), 1))
-    _check("images" if train.patients is None else "patients", n, classes, count, len(names), label_names)
+    _check("images" if train.patients is None else "patients", n, classes, count, names, label_names)
     chosen = {}
     left = np.arange(n)
     for split in names:
@@ -169,9 +169,10 @@ def _stratified(labels: np.ndarray | int, count: int) -> np.ndarray:
 
 
 def _check(
-    what: str, n: int, classes: np.ndarray | None, count: int, missing: int, label_names: tuple[str, ...] | None
+    what: str, n: int, classes: np.ndarray | None, count: int, names: list[str], label_names: tuple[str, ...] | None
 ) -> None:
-    """Whether `n` images or patients are enough to set `count` of them apart `missing` times."""
+    """Whether `n` images or patients are enough to set `count` of them apart for each of `names`."""
+    missing = len(names)
     if what == "patients" and n <= missing:
         raise DataError(
             f"expected at least {missing + 1} patients, one for every split, found {n}: a patient's images stay together. "
@@ -185,7 +186,8 @@ def _check(
             f"every split, found {sizes.min()}. Add {what}, leave the class out, or make the splits yourself."
         )
     if count < found.size or n - missing * count < found.size or not n:
+        field = "data.calibration_fraction" if "calibration" in names else "data.validation_fraction"
         raise DataError(
             f"{n} training {what} of {found.size} classes: expected at least one of each class in every split, "
-            f"found {count} {what} a split set apart. Add {what} or change data.validation_fraction."
+            f"found {count} {what} a split set apart. Add {what} or change {field}."
         )

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Num
 from PIL import Image, ImageOps
 
+from vaejax.datasets.image import decode
 from vaejax.datasets.source import size_of
 from vaejax.errors import DataError
 from vaejax.privacy import boxes, streams
@@ -22,15 +23,7 @@ MAX_BYTES = 512 * 2**20
 
 _LOOK = "a picture, of which nobody says whether text is burned into it: look"
 _ORIENTATION = 0x0112
-_TIFF_MODES = {
-    "1": np.uint8,
-    "L": np.uint8,
-    "LA": np.uint8,
-    "RGB": np.uint8,
-    "RGBA": np.uint8,
-    "I;16": np.uint16,
-    "I;16B": np.uint16,
-}
+_TIFF = (b"II*\0", b"MM\0*")
 
 
 def copy(path: Path, masks: Sequence[Box]) -> Copy:
@@ -38,7 +31,8 @@ def copy(path: Path, masks: Sequence[Box]) -> Copy:
 
     A JPEG file keeps its code words and, in an EXIF segment made anew, its orientation; with boxes to blank, which count in
     the picture as stored, it becomes a PNG file, turned. A PNG file is written anew in its depth, palettes as RGB. A TIFF file
-    of one page of 8 bits, or 16 bits of grey, becomes a PNG file. Colour profiles go: their texts can name people.
+    becomes a PNG file of the pixels that `vaejax.datasets.image.decode` gives, turned before boxes are blanked. Colour
+    profiles go: their texts can name people.
 
     Args:
         path: the file.
@@ -53,13 +47,13 @@ def copy(path: Path, masks: Sequence[Box]) -> Copy:
     notes = ["boxes of pixels blanked"] if areas else [_LOOK] if areas is None else []
     if content[:2] == b"\xff\xd8" and not areas:
         return Copy(_jpeg(content), ".jpg", {}, tuple(notes))
-    pixels = _decoded(content)
+    pixels = decode(path) if content[:4] in _TIFF else _decoded(content)
     if areas:
         pixels = boxes.blank(pixels, areas)
     if content[:2] == b"\xff\xd8":
         pixels = _turned(pixels, _orientation(content))
         notes.append("JPEG written as PNG")
-    elif content[:4] in (b"II*\0", b"MM\0*"):
+    elif content[:4] in _TIFF:
         notes.append("TIFF written as PNG")
     png = bytes(imagecodecs.png_encode(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
     return Copy(png, ".png", {}, tuple(notes))
@@ -95,23 +89,14 @@ def _turned(pixels: Num[np.ndarray, "h w c"], orientation: int) -> Num[np.ndarra
 
 
 def _decoded(content: bytes) -> Num[np.ndarray, "h w c"]:
-    """The pixels in the depth of the file, not turned."""
+    """The pixels of a PNG or JPEG file in its depth, not turned."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF")) as image:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
             claimed = image.width * image.height * 8
             if claimed > MAX_BYTES:
                 raise DataError(f"{claimed} bytes of pixels claimed; at most {MAX_BYTES} are allowed")
-            pixels = imagecodecs.png_decode(content) if image.format == "PNG" else _read(image)
+            if image.format != "PNG" and image.mode not in ("L", "RGB"):
+                raise DataError("a JPEG picture neither grey nor RGB, which cannot be blanked")
+            pixels = imagecodecs.png_decode(content) if image.format == "PNG" else np.array(image)
     return pixels if pixels.ndim == 3 else pixels[..., None]
-
-
-def _read(image: Image.Image) -> np.ndarray:
-    if getattr(image, "n_frames", 1) != 1:
-        raise DataError("several pages, which are not supported; split them")
-    if image.mode == "P":
-        image = image.convert("RGB")
-    elif image.mode not in _TIFF_MODES or (image.mode != "I;16" and ";16" in str(getattr(image, "tile", ""))):
-        raise DataError("pixels of a kind that is not supported; expected 8 bits, or 16 bits of grey")
-    array = np.array(image)
-    return array.astype(np.uint8) * 255 if array.dtype == bool else array.astype(_TIFF_MODES[image.mode])
