@@ -162,6 +162,19 @@ def test_arguments_that_mean_nothing_are_refused(capsys, arguments, told):
     assert output == ""
 
 
+def test_what_jax_notes_of_its_frames_is_not_said(tmp_path, monkeypatch, capsys):
+    error = FamilyError("no such thing")
+    error.add_note("the checkpoint of step 3 is damaged")
+    error.add_note("-----\nFor simplicity, JAX has removed its internal frames from the traceback of the following exception.")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(runs, "load", fail)
+    assert cli.main(["embed", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "vaejax: no such thing\nvaejax: the checkpoint of step 3 is damaged\n"
+
+
 # --- what reaches the functions
 
 

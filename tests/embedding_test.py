@@ -235,6 +235,8 @@ def test_a_plane_has_two_numbers_a_row(name):
     rows = np.float32(np.random.default_rng(0).normal(size=(40, 6)))
     assert latents.plane(rows, name).shape == (40, 2)
     assert np.isfinite(latents.plane(rows, name)).all()
+    assert latents.plane(rows[:1], name).shape == (1, 2)
+    assert latents.plane(rows[:, :1], name).shape == (40, 2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -294,8 +296,20 @@ def test_labels_that_are_not_there_are_named(tmp_path):
     run, output = create(tmp_path, VECTOR), epath.Path(tmp_path / "out")
     with pytest.raises(DataError, match=r"--to=2: expected one of 0, 1"):
         gallery.explain(run, output, False, "test", ("0", "2"), 3, 4, 0)
+    with pytest.raises(DataError, match=r"--to=1: expected another label"):
+        gallery.explain(run, output, False, "test", ("1", "1"), 3, 4, 0)
     with pytest.raises(DataError, match=r"--n: 13 images of the label are needed, and the split 'test' has 12"):
         gallery.explain(run, output, False, "test", ("0", "1"), 13, 4, 0)
+
+
+def test_a_run_on_normal_images_alone_has_neither_probes_nor_explanation(tmp_path):
+    data = {"name": "medmnist", "path": str(tmp_path / "noise.npz"), "batch_size": 8, "normal": ("1",)}
+    run, output = create(tmp_path, VECTOR, data=data), epath.Path(tmp_path / "out")
+    found = gallery.embed(run, output, False, "test", "pca")
+    assert found["undefined"] == {"probes": "the training images are all of one label"}
+    assert "probes" not in found
+    with pytest.raises(DataError, match="label 0: no training image has it"):
+        gallery.explain(run, output, False, "test", ("1", "0"), 3, 4, 0)
 
 
 def test_images_without_labels_have_no_explanation(tmp_path):

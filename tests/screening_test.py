@@ -168,6 +168,12 @@ def test_an_overlay_is_grey_up_to_the_threshold_and_red_at_the_most():
     np.testing.assert_allclose(report.overlay(images, maps, 1.0)[0, 0], [[0.5] * 3, [0.5] * 3, [1.0, 0.0, 0.0]])
 
 
+def test_of_a_block_of_slices_the_middle_one_is_drawn_on():
+    block = np.stack([np.full((1, 2, 2), value, np.float32) for value in (0.1, 0.2, 0.3, 0.4, 0.5)], axis=-1)
+    for drawn in (report.rgb(block), report.grey(block), report.overlay(block, np.zeros((1, 2, 2), np.float32), 1.0)):
+        np.testing.assert_allclose(drawn, np.full((1, 2, 2, 3), 0.3), rtol=1e-6)
+
+
 def test_the_verb_prints_the_counts_and_takes_another_rate(run, capsys):
     assert cli.main(["anomaly", str(run.directory), "--alpha=0.2"]) == 0
     said = capsys.readouterr().out

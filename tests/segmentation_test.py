@@ -92,6 +92,13 @@ def test_volumes_are_the_slices_of_a_number_in_their_order():
     assert found["mean"]["dice"]["mean"] == pytest.approx((0.8 + (0.0 + 1.0) / 2) / 2)
 
 
+def test_an_image_alone_has_an_outline():
+    true, guess = np.zeros((2, 1, 30, 30), int)
+    true[0, 5:25, 5:25], guess[0, 5:25, 5:20] = 1, 1  # most voxels are inside of both
+    found = segmentation.measure(segmentation.Masks(true, guess, np.zeros(1, int)), 2)
+    assert found["classes"]["1"]["hausdorff95"]["mean"] == brute_force(true[0] == 1, guess[0] == 1, (1.0, 1.0)) == 5.0
+
+
 def test_a_class_that_nobody_saw_has_no_value():
     nothing = np.zeros((2, 4, 4), int)
     found = segmentation.measure(segmentation.Masks(nothing, nothing, np.arange(2)), REGIONS)

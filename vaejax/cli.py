@@ -20,6 +20,8 @@ from vaejax.interruption import at_once
 SIGTERM_EXIT = 143
 SIGINT_EXIT = 130
 ERROR_EXIT = 1
+JAX_NOTE = "JAX has removed its internal frames"
+"""Part of what JAX notes on errors that come from inside of what it compiles: of tracebacks, which nobody is shown."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("vaejax: interrupted; the same command goes on from the newest checkpoint.", file=sys.stderr)
         return SIGINT_EXIT
     except (VaejaxError, Terminated) as error:
-        for message in (str(error), *getattr(error, "__notes__", ())):
+        for message in (str(error), *(note for note in getattr(error, "__notes__", ()) if JAX_NOTE not in note)):
             print(f"vaejax: {message}", file=sys.stderr)
         return SIGTERM_EXIT if isinstance(error, Terminated) else _fail()
     return 0

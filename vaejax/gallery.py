@@ -122,7 +122,9 @@ def embed(run: Run, output: epath.Path, best: bool, split: str, plane: str) -> d
     elif run.model.classes:
         result["undefined"] = {"probes": "the model is told the label, which its latents therefore need not hold"}
     else:
-        result["probes"] = latents.measured(run, trained.params)
+        measured = latents.measured(run, trained.params)
+        why = {"undefined": {"probes": "the training images are all of one label"}}
+        result |= {"probes": measured} if measured else why
     runs.write_json(output / "embedding.json", result)
     return result
 
@@ -142,10 +144,12 @@ def explain(
         The mean probability at every step.
 
     Raises:
-        DataError: no such label, or too few images of the first.
+        DataError: no such label, twice the same, one that no training image has, or too few images of the first.
         FamilyError: see `applications.embedding.walk`.
     """
     first, second = (_label(run, end, name) for end, name in zip(ends, ("--from", "--to"), strict=True))
+    if first == second:
+        raise DataError(f"--to={ends[1]}: expected another label than --from.")
     params = experiment.restore(run, best).params
     direction = _direction(run, params, first, second)
     index = _of_label(run, split, first, n, seed)
@@ -199,6 +203,9 @@ def _direction(run: Run, params: Params, first: int, second: int) -> Latents:
         weights = np.float32((batch["label"][:, np.newaxis] == ends) & batch["mask"][:, np.newaxis])
         found, counts = add(batch["image"], weights), counts + weights.sum(axis=0)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
+    if not counts.all():
+        name = (run.data.label_names or ())[ends[counts.argmin()]]
+        raise DataError(f"label {name}: no training image has it, so that there is no way to it. Train a run with such images.")
     return jax.tree.map(lambda leaf: leaf[1] / counts[1] - leaf[0] / counts[0], total)
 
 

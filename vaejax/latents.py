@@ -49,25 +49,35 @@ def of_split(run: Run, params: Params, split: str, most: int | None = None) -> R
 
 
 def plane(rows: Float[np.ndarray, "n d"], name: str = "pca") -> Float[np.ndarray, "n 2"]:
-    """Rows in two numbers each: the two directions of largest variance, or t-SNE (van der Maaten and Hinton 2008)."""
+    """Rows in two numbers each: the two directions of largest variance, or t-SNE (van der Maaten and Hinton 2008).
+
+    What has no more than two rows, or two numbers, is laid out as it is.
+    """
     from sklearn.decomposition import PCA  # slow to import
     from sklearn.manifold import TSNE
 
+    if min(rows.shape) < 3:
+        return rows[:, [0, -1]]
     if name == "tsne":
         return TSNE(perplexity=min(30.0, (len(rows) - 1) / 3), init="pca", random_state=0).fit_transform(rows)
-    return rows[:, [0, -1]] if rows.shape[1] < 3 else PCA(2, random_state=0).fit_transform(rows)
+    return PCA(2, random_state=0).fit_transform(rows)
 
 
 def fitted_probes(run: Run, params: Params, names: tuple[str, ...]) -> dict[str, Probe]:
-    """Probes for the label by name, fitted to training images and chosen on those of validation."""
+    """Probes for the label by name, fitted to training images and chosen on those of validation.
+
+    None where the training images are of one label, as those of a run on normal images (`data.normal`).
+    """
     train, val = (_labelled(of_split(run, params, split, MOST)) for split in ("train", "val"))
+    if len(np.unique(train.labels)) < 2:
+        return {}
     return {name: probes.PROBES[name](train, val, len(run.data.label_names or ())) for name in names}
 
 
 def measured(run: Run, params: Params) -> dict[str, Any]:
-    """What each probe is worth on test images: `applications.probes.measure` by name."""
-    test = _labelled(of_split(run, params, "test", MOST))
+    """What each probe is worth on test images: `applications.probes.measure` by name; {} where there are no `fitted_probes`."""
     fitted = fitted_probes(run, params, tuple(probes.PROBES))
+    test = _labelled(of_split(run, params, "test", MOST))
     return {name: probes.measure(probe, test) for name, probe in fitted.items()}
 
 

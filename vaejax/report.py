@@ -84,12 +84,8 @@ def write_page(page: epath.Path, template: str, values: dict[str, Any]) -> None:
 
 
 def grid(images: Float[np.ndarray, "r c h w ch"]) -> Image.Image:
-    """Rows and columns of images in [0, 1] on white; small images are enlarged without blurring.
-
-    Up to 4 channels are grey, colour and alpha; of more, a block of slices, the middle one is shown.
-    """
-    if images.shape[-1] > 4:
-        images = images[..., images.shape[-1] // 2 :][..., :1]
+    """Rows and columns of images in [0, 1], what is `shown` of them, on white; small ones are enlarged without blurring."""
+    images = shown(images)
     rows, columns, height, width, channels = images.shape
     scale = max(PICTURE_SIDE // max(height, width), 1)
     tiles = np.uint8(np.round(np.clip(images, 0.0, 1.0) * 255.0)).repeat(scale, axis=2).repeat(scale, axis=3)
@@ -111,8 +107,21 @@ def save(directory: epath.Path, name: str, images: Float[np.ndarray, "r c h w ch
 
 
 def rgb(images: Float[np.ndarray, "*n h w c"]) -> Float[np.ndarray, "*n h w 3"]:
-    """Grey images (and theirs with transparency) in three equal channels, colour images as they are, to stand beside others."""
-    return images[..., :3] if images.shape[-1] > 2 else images[..., :1].repeat(3, axis=-1)
+    """Grey images (and theirs with transparency) in three equal channels, colour images as they are, to stand beside others.
+
+    Of a block of slices, the middle one.
+    """
+    return images[..., :3] if images.shape[-1] in (3, 4) else shown(images)[..., :1].repeat(3, axis=-1)
+
+
+def shown(images: Float[np.ndarray, "*n h w c"]) -> Float[np.ndarray, "*n h w ch"]:
+    """What a picture has place for: up to 4 channels are grey, colour and alpha; of more, a block of slices, the middle one."""
+    return images if images.shape[-1] <= 4 else images[..., images.shape[-1] // 2 :][..., :1]
+
+
+def grey(images: Float[np.ndarray, "*n h w c"]) -> Float[np.ndarray, "*n h w 3"]:
+    """Images without their colours, to draw on in colour."""
+    return rgb(images).mean(axis=-1, keepdims=True).repeat(3, axis=-1)
 
 
 def differences(changes: Float[np.ndarray, "*n h w c"], full: float) -> Float[np.ndarray, "*n h w 3"]:
@@ -217,13 +226,10 @@ def draw_lines(model: Model, params: Any, first: Batch, second: Batch, steps: in
     return np.asarray(lines(params))
 
 
-def overlay(
-    images: Float[np.ndarray, "n h w c"], maps: Float[np.ndarray, "n h w"], low: float
-) -> Float[np.ndarray, "n h w ch"]:
+def overlay(images: Float[np.ndarray, "n h w c"], maps: Float[np.ndarray, "n h w"], low: float) -> Float[np.ndarray, "n h w 3"]:
     """Maps in red over grey images: nothing up to `low`, all red at the largest value of all maps."""
     share = np.clip((maps - low) / max(float(maps.max()) - low, 1e-12), 0.0, 1.0)[..., np.newaxis]
-    grey = images.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
-    return grey * (1.0 - share) + share * np.array([1.0, 0.0, 0.0], np.float32)
+    return grey(images) * (1.0 - share) + share * np.array([1.0, 0.0, 0.0], np.float32)
 
 
 def _anomaly(run: Run) -> dict[str, Any] | None:
@@ -232,14 +238,13 @@ def _anomaly(run: Run) -> dict[str, Any] | None:
     if not file.exists():
         return None
     found, maps = runs.read_json(file), np.load(run.directory / "anomaly_maps.npy", mmap_mode="r")
-    shown = []
+    drawn = []
     for title, index in found["cases"].items():
         images = np.asarray(experiment.rows(run, found["split"], np.asarray(index))["image"])
         marked = overlay(images, np.asarray(maps[index]), found["calibration"]["pixel_threshold"])
-        plain = images.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
         caption = "; ".join(str(number) for number in index)
-        shown.append({"title": title.capitalize(), "caption": caption, "url": url(grid(pairs(plain, marked)))})
-    return found | {"pictures": shown}
+        drawn.append({"title": title.capitalize(), "caption": caption, "url": url(grid(pairs(grey(images), marked)))})
+    return found | {"pictures": drawn}
 
 
 def draw_inpainted(
@@ -326,7 +331,7 @@ def _latent_map(run: Run, params: Any) -> Figure:
 def _public_config(run: Run) -> str:
     """The configuration without the paths, which can carry names; `config.json` has them."""
     values = configuration.to_dict(run.config)
-    for section, name in (("data", "path"), ("data", "cache"), ("transfer", "source")):
+    for section, name in (("data", "path"), ("data", "masks"), ("data", "cache"), ("transfer", "source")):
         if values[section][name] is not None:
             values[section][name] = "(in config.json)"
     return json.dumps(values, indent=2)

@@ -1,6 +1,6 @@
 """A run on normal images -> which other images are strange, with a promised share of false alarms: `anomaly.json` and more.
 
-    {"split", "step", "score", "alpha", "images", "calibration": {"n", "threshold", "pixel_threshold"},
+    {"notice", "split", "step", "score", "map", "alpha", "images", "calibration": {"n", "threshold", "pixel_threshold"},
      "flagged": {"all" | "normal" | "anomalous": {"flagged", "n", "expected"}},
      "ranking": {score: {"auroc" | "average_precision": {"value", "low", "high"}}},
      "pixels": {"average_precision" | "dice": {...}}, "undefined": {score: why}, "cases": {title: [index]}}
@@ -95,6 +95,7 @@ def screen(run: Run, split: str = "test", best: bool = False, alpha: float | Non
         "split": split,
         "step": trained.step,
         "score": config.score,
+        "map": config.map,
         "alpha": alpha,
         "images": len(scores),
         "calibration": {"n": run.data.splits["calibration"].n, "threshold": strangest, "pixel_threshold": normal.quantile},

@@ -54,22 +54,22 @@ def masks(run: Run, params: Params, split: str) -> Masks:
     return Masks(**{name: np.concatenate(parts) for name, parts in found.items()})
 
 
-def measure(drawn: Masks, regions: int, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> dict[str, Any]:
+def measure(drawn: Masks, regions: int) -> dict[str, Any]:
     """What `segmentation.json` says of masks.
 
     Args:
         drawn: masks as drawn and as guessed.
         regions: classes, background counted.
-        spacing: of slices, rows and columns, of which the distances are multiples.
     """
     numbers = np.unique(drawn.volumes)
     coefficient, distance = np.full((2, len(numbers), regions - 1), np.nan)
     for row, number in enumerate(numbers):
         slices = drawn.volumes == number
         for column in range(regions - 1):
-            pair = (drawn.true[slices] == column + 1, drawn.guess[slices] == column + 1)
+            pair = [part[slices] == column + 1 for part in (drawn.true, drawn.guess)]
+            pair = [part[0] if len(part) == 1 else part for part in pair]  # a slice alone has an outline, as it has no depth
             coefficient[row, column] = segmentation.dice(*pair)
-            distance[row, column] = segmentation.hausdorff95(*pair, spacing)
+            distance[row, column] = segmentation.hausdorff95(*pair, (1.0,) * pair[0].ndim)
     classes = {
         str(column + 1): {
             "dice": _entry(coefficient[:, column], "1"),
