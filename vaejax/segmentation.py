@@ -66,10 +66,11 @@ def measure(drawn: Masks, regions: int) -> dict[str, Any]:
     for row, number in enumerate(numbers):
         slices = drawn.volumes == number
         for column in range(regions - 1):
-            pair = [part[slices] == column + 1 for part in (drawn.true, drawn.guess)]
-            pair = [part[0] if len(part) == 1 else part for part in pair]  # a slice alone has an outline, as it has no depth
-            coefficient[row, column] = segmentation.dice(*pair)
-            distance[row, column] = segmentation.hausdorff95(*pair, (1.0,) * pair[0].ndim)
+            true, guess = (part[slices] == column + 1 for part in (drawn.true, drawn.guess))
+            if len(true) == 1:  # a slice alone has an outline, as it has no depth
+                true, guess = true[0], guess[0]
+            coefficient[row, column] = segmentation.dice(true, guess)
+            distance[row, column] = segmentation.hausdorff95(true, guess, (1.0,) * true.ndim)
     classes = {
         str(column + 1): {
             "dice": _entry(coefficient[:, column], "1"),
