@@ -164,9 +164,14 @@ def test_a_label_of_an_unconditional_run_is_refused(tmp_path):
         gallery._labels(run, "1", 3)
 
 
-@pytest.mark.parametrize("labelled", [(), ("train", "val"), ("test",)])
-def test_a_conditional_model_of_images_without_all_labels_is_refused(tmp_path, labelled):
+def test_a_conditional_model_of_images_without_labels_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"model\.conditional=True: needs labels"):
+        create(tmp_path, ())
+
+
+@pytest.mark.parametrize("labelled", [("train", "val"), ("test",)])
+def test_images_with_labels_in_some_splits_alone_are_refused(tmp_path, labelled):
+    with pytest.raises(DataError, match="expected labels of every split or of none"):
         create(tmp_path, labelled)
 
 

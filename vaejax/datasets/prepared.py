@@ -3,9 +3,9 @@
 A prepared folder holds a file `<split>_<column>.npy` for each of image, label, patient and segmentation, `manifest.json`
 with their sha256, and, readable by their owner alone since paths can carry names, `paths.json` (index to path) and
 `skipped.json`. It appears under its name only when it is whole. Until then `.preparing-<name>` beside it holds the shards that
-are done (`vaejax.datasets.shards`), so that the same command goes on from there after an interruption, and the lock of the one process
-that prepares. TFDS record shards were tried and left out: 70,000 images of 28x28 took 12 s through them and 1 s without, twice
-the disk, and nobody read the records again.
+are done (`vaejax.datasets.shards`), so that the same command goes on from there after an interruption, and the lock of the
+one process that prepares. TFDS record shards were tried and left out: 70,000 images of 28x28 took 12 s through them and 1 s
+without, twice the disk, and nobody read the records again.
 """
 
 import contextlib
