@@ -97,7 +97,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path, with_signal):
     numbers = started(tmp_path, 2)
     assert all(map(alive, numbers))
     process.send_signal(with_signal)
-    process.wait(10)
+    process.wait(60)
     deadline = time.monotonic() + 5
     while any(map(alive, numbers)) and time.monotonic() < deadline:
         time.sleep(0.02)
