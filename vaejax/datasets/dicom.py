@@ -31,6 +31,8 @@ from vaejax.errors import DataError
 MAX_BYTES = 512 * 2**20
 """Of a file, of its inflated stream, and of the pixels that it claims. Decoding takes about three times as much at worst."""
 MAX_FRAMES = 100_000
+HEADS = {"BRAIN", "FACE", "HEAD", "HEADNECK", "JAW", "MANDIBLE", "MAXILLA", "ORBIT", "SKULL"}
+"""Of the terms for BodyPartExamined (PS3.16, annex L)."""
 _DEFERRED = 2**16  # bytes of a field that a header needs not hold in memory: the pixels
 
 # The log of pydicom repeats values of the header, names among them.
@@ -49,7 +51,6 @@ _GREY = {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"}
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 _FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_HEAD = {"HEAD", "BRAIN", "SKULL", "FACE", "ORBIT", "JAW", "HEADNECK"}  # of the terms for BodyPartExamined (PS3.16, annex L)
 _PALETTES = tuple(
     f"{kind}{colour}PaletteColorLookupTable{part}"
     for colour in ("Red", "Green", "Blue")
@@ -419,7 +420,7 @@ def _header(data: Dataset, layout: _Layout) -> Header:
         _text(data, "PatientID"),
         layout.stored,
         burned_in.suspected(data),
-        (_text(data, "BodyPartExamined") or "") in _HEAD,
+        (_text(data, "BodyPartExamined") or "") in HEADS,
     )
 
 

@@ -19,7 +19,6 @@ from vaejax.privacy import boxes, header, pseudonyms, streams
 from vaejax.privacy.boxes import Box
 from vaejax.privacy.copies import Copy
 
-_HEADS = {"BRAIN", "FACE", "HEAD", "HEADNECK", "JAW", "MANDIBLE", "MAXILLA", "ORBIT", "SKULL"}
 _FACE = "a head: a face can be rebuilt from its slices"
 _CLEARED = "bits above those stored cleared, where an overlay may have been"
 _TEXT = (
@@ -62,7 +61,7 @@ def copy(path: Path, key: bytes, name: str, masks: Sequence[Box]) -> Copy:
     if burned_in.suspected(data) and (areas is None or (not areas and new.get("BurnedInAnnotation") == "YES")):
         raise DataError(_TEXT.format(modality))
     notes = _masked(path, data, new, areas) if areas else _pixels(path, data, new, shape)
-    if modality in ("CT", "MR", "PT") and new.get("BodyPartExamined") in _HEADS:
+    if modality in ("CT", "MR", "PT") and new.get("BodyPartExamined") in dicom.HEADS:
         notes.append(_FACE)
     header.declared(new, rules, bool(areas))
     return Copy(_written(new), ".dcm", dict(counts), tuple(notes))
