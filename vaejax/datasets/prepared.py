@@ -1,11 +1,11 @@
 """Preparation: every image is converted once, checked, and kept in memory-mapped arrays named by a hash of all they depend on.
 
-A prepared folder holds a file `<split>_<column>.npy` for each of image, label and segmentation, `manifest.json` with their
-sha256, and, readable by their owner alone since paths can carry names, `paths.json` (index to path) and `skipped.json`. It
-appears under its name only when it is whole. Until then `.preparing-<name>` beside it holds the shards that are done
-(`vaejax.datasets.shards`), so that the same command goes on from there after an interruption, and the lock of the one process
-that prepares. TFDS record shards were tried and left out: 70,000 images of 28x28 took 12 s through them and 1 s without, twice
-the disk, and nobody read the records again.
+A prepared folder holds a file `<split>_<column>.npy` for each of image, label, segmentation and patient (a number),
+`manifest.json` with their sha256, and, readable by their owner alone since paths can carry names, `paths.json` (index to path)
+and `skipped.json`. It appears under its name only when it is whole. Until then `.preparing-<name>` beside it holds the shards
+that are done (`vaejax.datasets.shards`), so that the same command goes on from there after an interruption, and the lock of
+the one process that prepares. TFDS record shards were tried and left out: 70,000 images of 28x28 took 12 s through them and 1
+s without, twice the disk, and nobody read the records again.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class Split(NamedTuple):
     Attributes:
         n: number of examples.
         read: int [b], each in 0..n-1 -> {"image": stored dtype [b, H, W, C], and where known "label": int32 [b],
-            "segmentation": uint8 [b, H, W]}.
+            "segmentation": uint8 [b, H, W], and "patient": int32 [b], the same number for all images of a patient}.
     """
 
     n: int
@@ -246,10 +246,11 @@ def _describe(
     form: Form,
     fingerprint: str,
 ) -> None:
-    """Writes labels, paths, skipped files, and last the manifest with the sha256 of each file."""
+    """Writes labels, patients, paths, skipped files, and last the manifest with the sha256 of each file."""
     for split, examples in splits.items():
-        if examples.labels is not None:
-            np.save(folder / f"{split}_label.npy", examples.labels[kept[split]])
+        for name, values in {"label": examples.labels, "patient": examples.patients}.items():
+            if values is not None:
+                np.save(folder / f"{split}_{name}.npy", values[kept[split]].astype(np.int32))
     paths = {split: [examples.paths[i] for i in kept[split]] for split, examples in splits.items() if examples.paths}
     for name, content in {"paths.json": paths, "skipped.json": unreadable}.items():
         (folder / name).touch(mode=0o600)
@@ -301,6 +302,6 @@ def _numbers(folder: Path, n: dict[str, int]) -> list[str]:
 
 
 def _split(folder: Path, split: str, n: int) -> Split:
-    files = {field: folder / f"{split}_{field}.npy" for field in ("image", "label", "segmentation")}
+    files = {field: folder / f"{split}_{field}.npy" for field in ("image", "label", "segmentation", "patient")}
     columns = {field: np.load(path, mmap_mode="r") for field, path in files.items() if path.exists()}
     return Split(n, lambda indices: {field: np.asarray(column[indices]) for field, column in columns.items()})
