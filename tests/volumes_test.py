@@ -155,6 +155,16 @@ def test_a_patient_is_in_one_split(cohort, tmp_path):
     assert all(len(split) == 3 * len(owners[name]) for name, split in splits.items())  # with all three slices
 
 
+def test_a_batch_tells_whose_the_slices_are(cohort, tmp_path):
+    for split in load(config(cohort, window=(400, 800)), tmp_path / "cache").splits.values():
+        rows = split.read(np.arange(split.n))
+        shades = [round(float(image.min()) * 8) for image in rows["image"]]
+        assert rows["patient"].dtype == np.int32
+        assert (
+            len(set(shades)) == len(set(rows["patient"].tolist())) == len({*zip(shades, rows["patient"].tolist(), strict=True)})
+        )
+
+
 def test_series_of_one_patient_stay_together(tmp_path):
     for number in range(12):
         for study in range(2):

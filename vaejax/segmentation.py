@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from vaejax import experiment, resampling
 from vaejax.applications import segmentation
@@ -66,9 +66,7 @@ def measure(drawn: Masks, regions: int) -> dict[str, Any]:
     for row, number in enumerate(numbers):
         slices = drawn.volumes == number
         for column in range(regions - 1):
-            true, guess = (part[slices] == column + 1 for part in (drawn.true, drawn.guess))
-            if len(true) == 1:  # a slice alone has an outline, as it has no depth
-                true, guess = true[0], guess[0]
+            true, guess = (_region(part[slices], column + 1) for part in (drawn.true, drawn.guess))
             coefficient[row, column] = segmentation.dice(true, guess)
             distance[row, column] = segmentation.hausdorff95(true, guess, (1.0,) * true.ndim)
     classes = {
@@ -81,6 +79,12 @@ def measure(drawn: Masks, regions: int) -> dict[str, Any]:
     }
     of_volumes = np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in coefficient])
     return {"volumes": len(numbers), "slices": len(drawn.true), "classes": classes, "mean": {"dice": _entry(of_volumes, "1")}}
+
+
+def _region(classes: Int[np.ndarray, "n h w"], number: int) -> Bool[np.ndarray, "*s"]:
+    """Where a class is; a slice alone has two axes, as it has an outline and no depth."""
+    region = classes == number
+    return region[0] if len(region) == 1 else region
 
 
 def _entry(values: Float[np.ndarray, " n"], unit: str) -> dict[str, Any]:

@@ -246,7 +246,7 @@ def _describe(
     form: Form,
     fingerprint: str,
 ) -> None:
-    """Writes labels, paths, skipped files, and last the manifest with the sha256 of each file."""
+    """Writes labels, patients, paths, skipped files, and last the manifest with the sha256 of each file."""
     for split, examples in splits.items():
         for column, values in {"label": examples.labels, "patient": examples.patients}.items():
             if values is not None:
