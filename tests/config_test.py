@@ -497,6 +497,8 @@ def test_json_is_read_and_never_run(tmp_path):
         ("augment.flip_vertical=True", "augment.flip_vertical", True),
         ("augment.flip_vertical=FALSE", "augment.flip_vertical", False),
         ("data.channels=none", "data.channels", None),
+        ("data.binarization=none", "data.binarization", "none"),
+        ("model.norm='none'", "model.norm", "none"),
         ("data.channels=None", "data.channels", None),
         ("data.channels=null", "data.channels", None),
         ("seed=9", "seed", 9),

@@ -607,6 +607,14 @@ def describe() -> str:
     return "\n".join(lines)
 
 
+def choices(name: str) -> tuple[str, ...]:
+    """The words that a field takes, such as those of "data.binarization"; none of a field of another kind, or of no field."""
+    first, _, second = name.partition(".")
+    section = getattr(Config, first, None)
+    fields = dataclasses.fields(section) if dataclasses.is_dataclass(section) else ()
+    return next((tuple(field.metadata["choices"] or ()) for field in fields if field.name == second), ())
+
+
 def _describe(field: dataclasses.Field, name: str) -> str:
     limits = allowed(field)
     return f"  {name}={field.default!r}\n      {field.metadata['meaning']}" + (f" ({limits})" if limits else "")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vaejax.config import Config, from_dict
+from vaejax.config import Config, choices, from_dict
 from vaejax.errors import ConfigError
 
 
@@ -92,7 +92,8 @@ def _split_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
             if not remaining:
                 raise ConfigError(f"{flag}: expected a value, as {flag}=VALUE.")
             text = remaining.pop(0)
-        pairs.append((flag.removeprefix("--config."), _literal(text)))
+        name = flag.removeprefix("--config.")
+        pairs.append((name, text if text in choices(name) else _literal(text)))  # "none" may be a word
     return pairs
 
 

@@ -181,7 +181,7 @@ def sample(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     run, output = _open(arguments)
     how = (arguments.seed, arguments.temperature, arguments.label, arguments.sampler)
     gallery.sample(run, output, arguments.best, arguments.n, *how)
-    print(f"written: {output / 'samples.png'}, samples.npz")
+    _written(f"{output / 'samples.png'}, samples.npz")
 
 
 def reconstruct(arguments: argparse.Namespace, _: Sequence[str]) -> None:
@@ -191,10 +191,10 @@ def reconstruct(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     run, output = _open(arguments)
     if arguments.input:
         ids = gallery.reconstruct_studies(run, output, arguments.best, arguments.input, arguments.identify)
-        print(f"written: {len(ids)} studies in {output}; studies.json there says which is which")
+        _written(f"{len(ids)} studies in {output}; studies.json there says which is which")
         return
     gallery.reconstruct(run, output, arguments.best, arguments.split, arguments.n, arguments.seed)
-    print(f"written: {output / 'reconstructions.png'}, reconstructions.npz")
+    _written(f"{output / 'reconstructions.png'}, reconstructions.npz")
 
 
 def interpolate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
@@ -203,7 +203,7 @@ def interpolate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
     run, output = _open(arguments)
     gallery.interpolate(run, output, arguments.best, arguments.split, arguments.n, arguments.seed, arguments.steps)
-    print(f"written: {output / 'interpolations.png'}, interpolations.npz")
+    _written(f"{output / 'interpolations.png'}, interpolations.npz")
 
 
 def embed(arguments: argparse.Namespace, _: Sequence[str]) -> None:
@@ -215,7 +215,7 @@ def embed(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     for name, probe in result.get("probes", {}).items():
         words = (f"{key.replace('_', ' ')} {_interval(probe[key])}" for key in ("accuracy", "balanced_accuracy", "auc"))
         print(f"{name} probe for the label, {probe['n']} test images: {', '.join(words)}")
-    print(f"written: {output / 'latents.csv'}, latents.parquet, map.png, embedding.json")
+    _written(f"{output / 'latents.csv'}, latents.parquet, map.png, embedding.json")
 
 
 def explain(arguments: argparse.Namespace, _: Sequence[str]) -> None:
@@ -227,7 +227,7 @@ def explain(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     how = (arguments.n, arguments.steps, arguments.seed)
     means = gallery.explain(run, output, arguments.best, arguments.split, ends, *how)
     print(f"mean probability of {ends[1]}, by the linear probe, at each step: {', '.join(f'{mean:.2f}' for mean in means)}")
-    print(f"written: {output / 'explanation.png'}, explanation.npz")
+    _written(f"{output / 'explanation.png'}, explanation.npz")
 
 
 def segment(arguments: argparse.Namespace, _: Sequence[str]) -> None:
@@ -240,7 +240,7 @@ def segment(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     for name, entry in found.items():
         words = (f"{key} {_interval(entry[key])}" for key in ("dice", "hausdorff95") if entry.get(key, {}).get("n"))
         print(f"{name}, {result['volumes']} volumes: {', '.join(words)}")
-    print(f"written: {output / 'segmentation.json'}, segmentations.npz, segmentations.png")
+    _written(f"{output / 'segmentation.json'}, segmentations.npz, segmentations.png")
 
 
 def inpaint(arguments: argparse.Namespace, _: Sequence[str]) -> None:
@@ -252,11 +252,15 @@ def inpaint(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     run, output = _open(arguments)
     how = (arguments.split, arguments.n, arguments.seed, arguments.mask, arguments.draws)
     found = gallery.inpaint(run, output, arguments.best, *how)
-    print(f"written: {output / 'inpainted.png'}, inpainted.npz")
+    _written(f"{output / 'inpainted.png'}, inpainted.npz")
     print(
         f"chains: {100 * found.acceptance.mean():.0f} % of the transitions accepted; potential scale reduction "
         f"{np.median(found.scale_reduction):.2f} in the median image, {found.scale_reduction.max():.2f} at most (1: they agree)"
     )
+
+
+def _written(files: str) -> None:
+    print(f"written: {files}. Research use only: not for diagnosis.")
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Any, Any]:

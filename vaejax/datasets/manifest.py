@@ -93,6 +93,12 @@ def _images(root: Path, rows: list[Row], config: DataConfig) -> tuple[Examples, 
 
 def _slices(root: Path, rows: list[Row], config: DataConfig) -> tuple[Examples, Int[np.ndarray, " n"]]:
     """The examples, and the row of each."""
+    parts = [row.path for row in rows if not volumes.is_nifti(row.path)]
+    if config.block > 1 and parts:
+        raise DataError(
+            f"data.block={config.block}: each DICOM file of a table is a volume of its own, as {parts[0]}, without neighbours. "
+            "Choose data.block=1, or data.name='volumes' for series."
+        )
     found = [volume for row in rows for volume in volumes.find([(row.path, root / row.path)], config)]
     masks = {row.path: root / row.mask for row in rows} if rows[0].mask else None
     examples = volumes.examples(found, masks, config)
