@@ -3,7 +3,8 @@
     python train.py --config=configs/mnist_hierarchical.py --workdir=runs/mnist_hierarchical
     vaejax evaluate runs/mnist_hierarchical --samples=100
 
-Twenty-five minutes on two free CPU cores; expected on the test split: NLL 94.5 nats with k = 100, and still falling. The same on an accelerator, wider, deeper and ten times as long:
+Twenty-five minutes on two free CPU cores; expected on the test split: NLL 94.5 nats with k = 100, and still falling.
+On an accelerator, wider, deeper and longer:
 
     python train.py --config=configs/mnist_hierarchical.py --workdir=runs/mnist_hierarchical_wide \\
         --config.model.features="(64, 128, 256)" --config.model.blocks=4 --config.model.dtype=bfloat16 \\
