@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.objective.name = "segmentation"
     config.transfer.source = "runs/hippocampus"
     config.transfer.parts = ("encoder",)
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 50
     config.training.steps = 3_000
     config.training.checkpoint_every = 1_000
