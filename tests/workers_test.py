@@ -86,7 +86,8 @@ def started(folder: Path, count: int) -> list[int]:
 @pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_the_process_that_started_them(tmp_path, with_signal):
     code = (
-        "import sys; from pathlib import Path; from tests import workers_test; from vaejax.datasets import workers;"
+        "import signal, sys; from pathlib import Path; from tests import workers_test; from vaejax.datasets import workers;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # in a background shell it is ignored, and inherited
         "list(workers.each(workers_test.linger, [Path(sys.argv[1])] * 2, 2))"
     )
     process = subprocess.Popen(
