@@ -4,8 +4,8 @@ r"""Segmentation of the hippocampus (Medical Segmentation Decathlon, NIfTI), sli
         --config.data.path=FOLDER/images --config.data.masks=FOLDER/labels
     vaejax segment runs/hippocampus_segmentation --best
 
-Four minutes on two CPU cores; expected on the 11 test volumes: Dice 0.835 (0.809 to 0.859). To start from the encoder of another run with the same model.*, add --config.transfer.source=RUN: here it did not help
-(docs/results.md).
+Four minutes on two CPU cores; expected on the 11 test volumes: Dice 0.835 (0.809 to 0.859). To start from the encoder
+of another run with the same model.*, add --config.transfer.source=RUN: here it did not help (docs/results.md).
 """
 
 from ml_collections import ConfigDict
