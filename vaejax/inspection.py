@@ -11,11 +11,12 @@ from jaxtyping import Bool, Float
 from vaejax.config import DataConfig
 from vaejax.datasets import SOURCES, Split, headers
 from vaejax.datasets.image import SUFFIXES, WHITE
-from vaejax.datasets.source import Examples, Source, files_in
+from vaejax.datasets.source import Examples, Source, example_name, files_in
 from vaejax.datasets.splits import complete
+from vaejax.datasets.volumes import DARK
 from vaejax.errors import DataError
 from vaejax.progress import track
-from vaejax.tally import CONTENT, EMPTY, Tally
+from vaejax.tally import EMPTY, Tally
 
 FRACTIONS = (0.1, 0.2, 0.3)
 """Shares set apart for validation and test that are tried in turn where the source has no such splits."""
@@ -168,7 +169,7 @@ def inspect(config: DataConfig, why: str, seed: int = 0) -> Inspection:
     facts["suspicious"] = ([problem] if problem else []) + _suspicious(facts)
     private = {
         "unreadable": [{"path": path, "reason": reason} for _, path, reason in read.unreadable],
-        "equal": [[_name(splits[split], split, i) for split, i in group] for group in read.tally.groups.values()],
+        "equal": [[example_name(split, splits[split], i) for split, i in group] for group in read.tally.groups.values()],
     }
     return Inspection(facts, read.examples, private)
 
@@ -214,7 +215,7 @@ def _read(splits: dict[str, Examples], names: dict[int, str], seed: int) -> _Rea
         try:
             image = splits[split].read(i)
         except DataError as error:
-            read.unreadable.append((split, _name(splits[split], split, i), str(error)))
+            read.unreadable.append((split, example_name(split, splits[split], i), str(error)))
             continue
         read.tally.add(split, i, image)
         if split == "train" and i % stride == 0:
@@ -231,10 +232,6 @@ def _chosen(train: Examples, names: dict[int, str], seed: int) -> dict[int, str]
         return dict.fromkeys(rng.permutation(train.n)[: 5 * EXAMPLES].tolist(), "")
     rows = {name: np.flatnonzero(train.labels == label) for label, name in list(names.items())[:LABELS]}
     return {row: name for name, found in rows.items() for row in rng.permutation(found)[:EXAMPLES].tolist()}
-
-
-def _name(part: Examples, split: str, i: int) -> str:
-    return part.paths[i] if part.paths else f"{split} image {i}"
 
 
 def _of(split: str, read: _Read) -> int:
@@ -285,7 +282,7 @@ def _suspicious(facts: dict[str, Any]) -> list[str]:
         (facts["constant"], f"images of one value: {facts['constant']:,}"),
         (
             facts["empty"] > n / 100,
-            f"mostly empty images (under {EMPTY:.0%} of the pixels exceed {CONTENT} of white): {facts['empty']:,} of {n:,}",
+            f"mostly empty images (under {EMPTY:.0%} of the pixels exceed {DARK} of white): {facts['empty']:,} of {n:,}",
         ),
         (
             equal["copies"],

@@ -30,3 +30,11 @@ def interval(
         values.append(statistic(np.concatenate([members[number] for number in chosen])))
     low, high = np.nanquantile(values, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
+
+
+def estimate(
+    statistic: Callable[[Int[np.ndarray, " rows"]], float], groups: Int[np.ndarray, " n"], draws: int = 1_000
+) -> dict[str, float]:
+    """The statistic of all rows, and the `interval` around it: `{"value", "low", "high"}`."""
+    low, high = interval(statistic, groups, draws)
+    return {"value": statistic(np.arange(len(groups))), "low": low, "high": high}

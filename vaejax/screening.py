@@ -152,7 +152,7 @@ def ranking(scores: Float[np.ndarray, " n"], truth: Truth, groups: Int[np.ndarra
         both = truth[rows].any() and not truth[rows].all()
         return float(measure(truth[rows], scores[rows])) if both else math.nan
 
-    return {name: _estimate(functools.partial(statistic, measure), groups, DRAWS) for name, measure in kinds.items()}
+    return {name: resampling.estimate(functools.partial(statistic, measure), groups, DRAWS) for name, measure in kinds.items()}
 
 
 def dice(maps: Bool[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"]) -> float:
@@ -242,15 +242,11 @@ def _pixels(run: Run, split: str, threshold: float, groups: Int[np.ndarray, " n"
     def precision(rows: Int[np.ndarray, " rows"]) -> float:
         return float(sklearn_metrics.average_precision_score(masks[rows].ravel(), maps[rows].ravel()))
 
-    overlap = functools.partial(_estimate, lambda rows: dice(maps[rows] > threshold, masks[rows]))
-    return {"average_precision": _estimate(precision, groups, PIXEL_DRAWS), "dice": overlap(groups, PIXEL_DRAWS)}
+    def overlap(rows: Int[np.ndarray, " rows"]) -> float:
+        return dice(maps[rows] > threshold, masks[rows])
 
-
-def _estimate(
-    statistic: Callable[[Int[np.ndarray, " rows"]], float], groups: Int[np.ndarray, " n"], draws: int
-) -> dict[str, float]:
-    low, high = resampling.interval(statistic, groups, draws)
-    return {"value": statistic(np.arange(len(groups))), "low": low, "high": high}
+    measures = {"average_precision": precision, "dice": overlap}
+    return {name: resampling.estimate(measure, groups, PIXEL_DRAWS) for name, measure in measures.items()}
 
 
 def _flagged(flags: Bool[np.ndarray, " n"], truth: Truth | None, n: int, alpha: float) -> dict[str, Any]:

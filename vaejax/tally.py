@@ -2,16 +2,17 @@
 
 import collections
 import dataclasses
-import hashlib
 from typing import Any
 
 import numpy as np
 from jaxtyping import Num, UInt8
 
 from vaejax.datasets.image import WHITE
+from vaejax.datasets.splits import pixel_hash
+from vaejax.datasets.volumes import DARK
 
-CONTENT, EMPTY = 0.1, 0.05
-"""An image is mostly empty where fewer pixels than a share of `EMPTY` are brighter than `CONTENT`."""
+EMPTY = 0.05
+"""An image is mostly empty where fewer pixels than this share of them are content (see `volumes.DARK`)."""
 
 
 @dataclasses.dataclass
@@ -40,7 +41,7 @@ class Tally:
         self.pixels += image.size
         self.black += int((image == 0).sum())
         self.constant += bool(image.min() == image.max())
-        self.empty += bool((image > CONTENT * white).mean() < EMPTY)
+        self.empty += bool((image > DARK * white).mean() < EMPTY)
         self.binary = self.binary and bool(((image == 0) | (image == white)).all())
         self.grey = self.grey and bool((image[..., :1] == image).all())
         self.on_bytes = self.on_bytes and _on_bytes(image)
@@ -52,7 +53,7 @@ class Tally:
 
     def _compare(self, split: str, i: int, image: Num[np.ndarray, "H W C"]) -> None:
         """Equal are images of one size and type with equal pixels."""
-        digest = hashlib.sha256(f"{image.shape}{image.dtype}".encode() + image.tobytes()).digest()[:16]
+        digest = bytes.fromhex(pixel_hash(image))[:16]
         first = self.places.setdefault(digest, (split, i))
         if first != (split, i):
             self.groups.setdefault(digest, [first]).append((split, i))

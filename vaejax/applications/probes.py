@@ -83,12 +83,8 @@ def measure(probe: Probe, test: Labelled) -> dict[str, Any]:
         return float(np.mean([roc_auc_score(labels[rows] == label, chances[rows, label]) for label in present]))
 
     statistics = {"accuracy": lambda rows: float(right[rows].mean()), "balanced_accuracy": balanced, "auc": area}
-    everything = np.arange(len(labels))
-    measured: dict[str, Any] = {"n": len(labels), "groups": len(np.unique(test.groups)), "setting": probe.setting}
-    for name, statistic in statistics.items():
-        low, high = resampling.interval(statistic, test.groups, DRAWS)
-        measured[name] = {"value": statistic(everything), "low": low, "high": high}
-    return measured
+    measured = {name: resampling.estimate(statistic, test.groups, DRAWS) for name, statistic in statistics.items()}
+    return {"n": len(labels), "groups": len(np.unique(test.groups)), "setting": probe.setting} | measured
 
 
 def _chosen(build: Callable[[float], Any], settings: tuple[float, ...], train: Labelled, val: Labelled, classes: int) -> Probe:
