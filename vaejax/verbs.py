@@ -260,7 +260,7 @@ def inpaint(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def _written(files: str) -> None:
-    print(f"written: {files}. Research use only: not for diagnosis.")
+    print(f"written: {files}\nResearch use only: not for diagnosis.")
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Any, Any]:
