@@ -2,7 +2,7 @@
 
 import sys
 
-from vaejax.cli import main
+from vaejax.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.exit(program("train"))

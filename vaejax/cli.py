@@ -1,19 +1,14 @@
 """The program: `vaejax VERB ...`, and `python train.py`, which is its verb `train`."""
 
 import argparse
-import hashlib
 import math
 import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported anywhere: its start-up notes help nobody
-
 from vaejax import config as configuration
-from vaejax import verbs
+from vaejax import startup, verbs
 from vaejax.errors import Terminated, VaejaxError
 from vaejax.interruption import at_once
 
@@ -24,11 +19,17 @@ JAX_NOTE = "JAX has removed its internal frames"
 """Part of what JAX notes on errors that come from inside of what it compiles: of tracebacks, which nobody is shown."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def program(*verb: str) -> int:
+    """The process that a shell starts, whose arguments come after `verb`: `main` with memory as it should be."""
+    startup.in_huge_pages()
+    return main([*verb, *sys.argv[1:]])
+
+
+def main(arguments: Sequence[str]) -> int:
     """Runs a command line; returns its exit status: 0, 1 after a user's error, 130 after Ctrl-C, 143 after SIGTERM."""
-    _keep_compiled_programs()
+    startup.set_environment()
     parser = _parser()
-    known, unknown = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    known, unknown = parser.parse_known_args(arguments)
     if unknown and known.verb not in ("train", "prepare", "inspect"):
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     try:
@@ -52,21 +53,6 @@ def _fail() -> int:
         sys.stderr.flush()
         os._exit(ERROR_EXIT)
     return ERROR_EXIT
-
-
-def _keep_compiled_programs() -> None:
-    """Lets JAX keep what it compiles for the next command, unless the environment says where, or nowhere ("").
-
-    A program may use whatever the processor has that it was compiled on, so the folder is named by the processor: a home is
-    often shared by many machines.
-    """
-    processor = Path("/proc/cpuinfo")
-    lines = processor.read_text().splitlines() if processor.exists() else [platform.processor(), platform.machine()]
-    able = next((line for line in lines if line.startswith(("flags", "Features"))), " ".join(lines[:2]))
-    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111  # a user may have no home
-    folder = home / "vaejax" / f"compiled-{hashlib.sha256(able.encode()).hexdigest()[:16]}"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def _parser() -> argparse.ArgumentParser:
