@@ -116,7 +116,7 @@ def compare(path: str, batch_size: int, rounds: int) -> Ratio:
             f"PyTorch DataLoader, {workers} workers": functools.partial(torch_batches, files, batch_size, workers)
             for workers in WORKERS
         }
-        ours = Side("vaejax", functools.partial(vaejax_batches, folder, path, batch_size))
+        ours = Side("vaejax", functools.partial(vaejax_batches, folder, path, batch_size), huge_pages=True)
         times = interleave([ours, *(Side(name, build) for name, build in theirs.items())], rounds, epoch)
     best = min(theirs, key=lambda name: times[name].median)
     seconds, others = epoch * times["vaejax"].median, epoch * times[best].median

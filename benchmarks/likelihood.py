@@ -121,7 +121,7 @@ def compare(data: str, samples: int, images: int, rounds: int) -> Ratio:
             f"pythae, {size} samples at a time": functools.partial(pythae_images, folder, data, params, images, samples, size)
             for size in BATCHES
         }
-        ours = Side("vaejax", functools.partial(vaejax_images, folder, data, params, images, samples))
+        ours = Side("vaejax", functools.partial(vaejax_images, folder, data, params, images, samples), huge_pages=True)
         times = interleave([ours, *(Side(name, build) for name, build in theirs.items())], rounds, images)
     best = min(theirs, key=lambda name: times[name].median)
     decoded = 2 * sum(params["decoder"][layer]["kernel"].size for layer in ("Dense_0", "Dense_1")) * samples

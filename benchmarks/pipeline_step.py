@@ -62,7 +62,11 @@ def main() -> None:
     where = circumstances(["jax", "flax", "optax", "tensorflow-cpu"])
     with tempfile.TemporaryDirectory() as folder:
         compared = [
-            Side(f"{name}, {source}", functools.partial(steps_of, name, source == "pipeline", arguments.batch, Path(folder)))
+            Side(
+                f"{name}, {source}",
+                functools.partial(steps_of, name, source == "pipeline", arguments.batch, Path(folder)),
+                huge_pages=True,
+            )
             for name in MODELS
             for source in ("pipeline", "memory")
         ]

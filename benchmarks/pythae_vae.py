@@ -203,7 +203,7 @@ def main() -> None:
         test = flat_images(run, "test")
         agreement = check_agreement(test[:BATCH])
         sides = [
-            Side("vaejax", functools.partial(vaejax_steps, folder, arguments.data)),
+            Side("vaejax", functools.partial(vaejax_steps, folder, arguments.data), huge_pages=True),
             Side("pythae", functools.partial(pythae_steps, folder)),
         ]
         times = interleave(sides, arguments.rounds, arguments.steps)

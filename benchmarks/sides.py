@@ -34,6 +34,8 @@ class Side(NamedTuple):
     name: str
     build: Callable[[], Run]
     """Called in the side's own process, so it can be pickled: a module's function, or a `functools.partial` of one."""
+    huge_pages: bool = False
+    """Whether its process asks for large arrays in huge pages, as the command `vaejax` does and Python alone does not."""
 
 
 class Times(NamedTuple):
@@ -125,6 +127,7 @@ def _start(side: Side) -> Iterator[tuple[Connection, float]]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_take_turns, args=(side.build, theirs))
+    os.environ["GLIBC_TUNABLES"] = f"glibc.malloc.hugetlb={int(side.huge_pages)}"  # read as a process starts
     process.start()
     theirs.close()  # the process has the only other end, so that its death ends the wait below
     try:
