@@ -43,6 +43,11 @@ def write_images(folder: Path, work: Work) -> None:
 
 def child(folder: Path, work: Work) -> None:
     """Prepares, trains, and prints seconds and the most memory of each as JSON."""
+    from vaejax import startup
+
+    startup.in_huge_pages()  # as the command does
+    startup.set_environment()
+
     from vaejax import config, experiment, runs
     from vaejax.interruption import Interruption
 

@@ -18,6 +18,7 @@ monai        `SupervisedTrainer`, `VarAutoEncoder` of two strided convolutions, 
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -55,6 +56,12 @@ def train_vaejax(
     folder: Path, data: str, steps: int, ema_decay: float, optimizer: dict[str, Any], model: dict[str, Any]
 ) -> None:
     """Validates, as always, once an epoch and at the end."""
+    from vaejax import startup
+
+    startup.in_huge_pages()  # as the command does
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # but with nothing kept from an earlier run
+    startup.set_environment()
+
     from default_mlp import config_for
 
     from vaejax import experiment, journal, runs
