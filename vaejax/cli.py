@@ -13,7 +13,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported anywhere: its start-up notes help nobody
 
 from vaejax import config as configuration
-from vaejax import verbs
+from vaejax import storage, verbs
 from vaejax.errors import Terminated, VaejaxError
 from vaejax.interruption import at_once
 
@@ -63,8 +63,7 @@ def _keep_compiled_programs() -> None:
     processor = Path("/proc/cpuinfo")
     lines = processor.read_text().splitlines() if processor.exists() else [platform.processor(), platform.machine()]
     able = next((line for line in lines if line.startswith(("flags", "Features"))), " ".join(lines[:2]))
-    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111  # a user may have no home
-    folder = home / "vaejax" / f"compiled-{hashlib.sha256(able.encode()).hexdigest()[:16]}"
+    folder = storage.home() / f"compiled-{hashlib.sha256(able.encode()).hexdigest()[:16]}"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
