@@ -279,7 +279,7 @@ def _files(folder: epath.Path) -> dict[str, epath.Path]:
 def _digest(path: epath.Path) -> list:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return [file.tell(), sha256]
+        return [file.seek(0, os.SEEK_END), sha256]
 
 
 def _encode(manifest: Manifest) -> bytes:

@@ -140,7 +140,7 @@ def files(path: epath.Path) -> dict[str, dict[str, Any]]:
     Raises:
         StorageError: the store cannot be read, or has names that lead out of the folder.
     """
-    with explained(path, FileNotFoundError):
+    with explained(path):
         listed = _system(path).find(os.fspath(path), detail=True)
     above = os.fspath(path).partition("://")[2].rstrip("/")
     found = {(name.partition(above)[2].lstrip("/") or "."): facts for name, facts in listed.items() if not name.endswith("/")}
