@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -71,7 +72,11 @@ def steps(directory: epath.PathLike, fingerprint: str) -> Steps:
 
     `fingerprint` identifies the run, e.g. a hash of its configuration: steps of another run are bad.
     """
-    directory = epath.Path(directory)
+    return _steps(epath.Path(directory), fingerprint, lambda step: True)
+
+
+def _steps(directory: epath.Path, fingerprint: str, read: Callable[[int], bool]) -> Steps:
+    """The same; of a step that need not be read, its manifest and the names beside it are looked at, and no more."""
     whole, bad = {}, {}
     entries = list(directory.iterdir()) if directory.exists() else []
     marked = {path.stem for path in entries if _TEMPORARY.fullmatch(path.name)} if storage.is_url(directory) else set()
@@ -81,7 +86,7 @@ def steps(directory: epath.PathLike, fingerprint: str) -> Steps:
                 continue
             if _STEP.fullmatch(folder.name):
                 with storage.explained(folder, FileNotFoundError):  # what a writer deletes meanwhile is bad, or gone; no other
-                    whole[int(folder.name)] = _verify(folder, fingerprint)
+                    whole[int(folder.name)] = _verify(folder, fingerprint, read(int(folder.name)))
             elif not _TEMPORARY.fullmatch(folder.name):
                 bad[folder.name] = "not a step"
         except (CheckpointError, OSError) as error:
@@ -240,7 +245,7 @@ class Writer:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _verify(folder: epath.Path, fingerprint: str) -> Manifest:
+def _verify(folder: epath.Path, fingerprint: str, read: bool) -> Manifest:
     """The manifest of a whole step. The message of the CheckpointError is the bare reason why it is not whole."""
     if Path(folder).is_symlink() or not folder.is_dir():
         raise CheckpointError("not a folder")
@@ -258,7 +263,7 @@ def _verify(folder: epath.Path, fingerprint: str) -> Manifest:
             raise CheckpointError(f"file {name} missing")
         if name not in manifest.files:
             raise CheckpointError(f"unexpected file {name}")
-        if _digest(found[name]) != manifest.files[name]:
+        if read and _digest(found[name]) != manifest.files[name]:
             raise CheckpointError(f"sha256 of {name} differs")
     return manifest
 
@@ -369,8 +374,11 @@ def _set_aside(folder: epath.Path) -> None:
 
 
 def _prune(directory: epath.Path, fingerprint: str, written: int) -> None:
-    """Deletes the whole steps that are neither newest nor best, once the one just written has been read back."""
-    whole, bad = steps(directory, fingerprint)
+    """Deletes the whole steps that are neither newest nor best, once the one just written has been read back.
+
+    In a store, no more than that one is read: it would be fetched.
+    """
+    whole, bad = _steps(directory, fingerprint, lambda step: step == written or not storage.is_url(directory))
     if written not in whole:
         raise CheckpointError(f"step {written}, read back: {bad[str(written)]}")
     for step in whole.keys() - {written, max(whole), best_step(whole)}:
