@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vaejax"
 
 ORDER = (
-    "errors", "fields",
+    "errors", "storage", "fields",
     "config", "config_file", "hosts", "memory", "keys", "distributions",
     "datasets", "studies", "batches", "augment", "pipeline",
     "networks", "models", "objectives", "optimizers", "metrics", "calibration", "resampling", "training",
@@ -26,6 +26,7 @@ OWNERS = {
     "optax": {"objectives", "optimizers", "classifier"},
     "dm_pix": {"metrics"},
     "orbax": {"checkpoints"},
+    "fsspec": {"storage"},
     "tensorflow": {"pipeline", "augment", "datasets"},
     "tensorflow_datasets": {"datasets"},
     "tensorboardX": {"journal"},

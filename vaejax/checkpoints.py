@@ -2,8 +2,11 @@
 
 Orbax restores flipped bits, empty folders and other types without a word. So a step counts only if its `manifest.json`, which
 is written last, agrees with every byte beside it. Reading (`steps`, `restore`) changes nothing on disk, so that a run can be
-looked at while it trains; only a `Writer` writes and deletes. Renames are atomic as on a POSIX file system. A cloud store
-copies instead: a half-copied step lacks files, and does not count.
+looked at while it trains; only a `Writer` writes and deletes.
+
+A step is written beside its place and renamed, which is atomic on a disk. A cloud store copies instead; there, a step is
+written in its place, and does not count while the object `<step>.saving` or `<step>.deleting` lies beside it. Orbax writes to
+disks and gs:// alone, where several processes can write their parts; what is for another store, it writes to a disk first.
 
 Orbax is imported where it is called: a command that neither saves nor restores does not wait for it.
 """
@@ -15,6 +18,9 @@ import json
 import math
 import os
 import re
+import shutil
+import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +30,7 @@ import jax
 from etils import epath
 from jaxtyping import PyTree
 
-from vaejax import hosts
+from vaejax import hosts, storage
 from vaejax.errors import CheckpointError
 
 FORMAT = 1
@@ -66,12 +72,21 @@ def steps(directory: epath.PathLike, fingerprint: str) -> Steps:
 
     `fingerprint` identifies the run, e.g. a hash of its configuration: steps of another run are bad.
     """
-    directory = epath.Path(directory)
+    return _steps(epath.Path(directory), fingerprint, lambda step: True)
+
+
+def _steps(directory: epath.Path, fingerprint: str, read: Callable[[int], bool]) -> Steps:
+    """The same; of a step that need not be read, its manifest and the names beside it are looked at, and no more."""
     whole, bad = {}, {}
-    for folder in directory.iterdir() if directory.exists() else ():
+    entries = list(directory.iterdir()) if directory.exists() else []
+    marked = {path.stem for path in entries if _TEMPORARY.fullmatch(path.name)} if storage.is_url(directory) else set()
+    for folder in entries:
         try:
+            if folder.name in marked:
+                continue
             if _STEP.fullmatch(folder.name):
-                whole[int(folder.name)] = _verify(folder, fingerprint)
+                with storage.explained(folder, FileNotFoundError):  # what a writer deletes meanwhile is bad, or gone; no other
+                    whole[int(folder.name)] = _verify(folder, fingerprint, read(int(folder.name)))
             elif not _TEMPORARY.fullmatch(folder.name):
                 bad[folder.name] = "not a step"
         except (CheckpointError, OSError) as error:
@@ -97,7 +112,7 @@ def restore(
         CheckpointError: checkpoints exist but none can be used (all are named with what is wrong); the asked one is damaged
             or absent; or a leaf has another path, shape or dtype than in `abstract_state`.
     """
-    directory = epath.Path(directory).absolute()
+    directory = storage.absolute(directory)
     whole, bad = steps(directory, fingerprint)
     bad = {name: bad[name] for name in sorted(filter(_STEP.fullmatch, bad), key=int)}
     nothing = not whole and not bad and step is None
@@ -112,7 +127,8 @@ def restore(
     from orbax.checkpoint import v1 as ocp
 
     try:
-        state = ocp.load(folder, abstract_state, checkpointable_name=_STATE)
+        with contextlib.nullcontext(folder) if _direct(folder) else storage.reading(folder) as place:
+            state = ocp.load(place, abstract_state, checkpointable_name=_STATE)
     except _ORBAX_ERRORS as error:
         raise CheckpointError(f"{folder}: Orbax cannot restore it: {error}. Use the versions that wrote it.") from error
     passed_over = [name for name in bad if step is None and (best or int(name) > chosen)]
@@ -128,12 +144,18 @@ class Writer:
 
     def __init__(self, directory: epath.PathLike, fingerprint: str) -> None:
         """Makes the folder, and clears it of what a killed save left. Raises CheckpointError where it cannot."""
-        self.directory = epath.Path(directory).absolute()
+        self.directory = storage.absolute(directory)
         self.fingerprint = fingerprint
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
+        self._staged = None if _direct(self.directory) else tempfile.TemporaryDirectory(prefix="vaejax-")
+        if jax.process_count() > 1 and self._staged:
+            raise CheckpointError(
+                f"{self.directory}: expected one process, or a place that several write to together: a folder that they share, "
+                "or gs://. Choose another --workdir."
+            )
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(self.directory)
             if hosts.first():
                 _remove_temporary(self.directory)
         except OSError as error:
@@ -156,11 +178,14 @@ class Writer:
 
         self.wait()
         there = (self.directory / str(step)).exists() and step in steps(self.directory, self.fingerprint).whole
+        if hosts.first() and not there:
+            _begin(self.directory, step)
         if hosts.of_first(there):
             return
         numbers = {name: float(value) for name, value in metrics.items()}
         manifest = Manifest(FORMAT, step, self.fingerprint, numbers, _tree(state), files={})
-        folder = self.directory / f"{step}.saving"
+        where = epath.Path(self._staged.name) if self._staged else self.directory
+        folder = where / (str(step) if storage.is_url(self.directory) else f"{step}.saving")
         try:
             jax.block_until_ready(state)  # a donated array raises here; in Orbax, it keeps the process from ending
             written = ocp.save_async(folder, state, checkpointable_name=_STATE)
@@ -194,6 +219,8 @@ class Writer:
             error.add_note(str(failure))
         finally:
             self._thread.shutdown()
+            if self._staged:
+                self._staged.cleanup()
 
     def _failure(self, error: BaseException) -> CheckpointError:
         return CheckpointError(
@@ -206,16 +233,19 @@ class Writer:
         try:
             written.result()
             if hosts.first():
-                _commit(folder, manifest)
+                _commit(folder, self.directory, manifest)
                 _prune(self.directory, self.fingerprint, manifest.step)
         except BaseException:
             with contextlib.suppress(OSError):  # gives a full disk its space back; the first error is the one to tell
                 if hosts.first():
                     _remove_temporary(self.directory)
             raise
+        finally:
+            if self._staged:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _verify(folder: epath.Path, fingerprint: str) -> Manifest:
+def _verify(folder: epath.Path, fingerprint: str, read: bool) -> Manifest:
     """The manifest of a whole step. The message of the CheckpointError is the bare reason why it is not whole."""
     if Path(folder).is_symlink() or not folder.is_dir():
         raise CheckpointError("not a folder")
@@ -233,13 +263,15 @@ def _verify(folder: epath.Path, fingerprint: str) -> Manifest:
             raise CheckpointError(f"file {name} missing")
         if name not in manifest.files:
             raise CheckpointError(f"unexpected file {name}")
-        if _digest(found[name]) != manifest.files[name]:
+        if read and _digest(found[name]) != manifest.files[name]:
             raise CheckpointError(f"sha256 of {name} differs")
     return manifest
 
 
 def _files(folder: epath.Path) -> dict[str, epath.Path]:
     """All files below a folder, by relative name. Links and devices raise: they may lead out of it or never end."""
+    if storage.is_url(folder):
+        return {name: folder / name for name in storage.files(folder)}
     files: dict[str, epath.Path] = {}
     for path in folder.iterdir():
         if Path(path).is_symlink() or not (path.is_dir() or path.is_file()):
@@ -252,7 +284,7 @@ def _files(folder: epath.Path) -> dict[str, epath.Path]:
 def _digest(path: epath.Path) -> list:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return [file.tell(), sha256]
+        return [file.seek(0, os.SEEK_END), sha256]
 
 
 def _encode(manifest: Manifest) -> bytes:
@@ -304,34 +336,63 @@ def _choose(directory: epath.Path, found: Steps, step: int | None, best: bool) -
     )
 
 
-def _commit(folder: epath.Path, manifest: Manifest) -> None:
-    """Writes the manifest, forces all to the disk, and gives the folder its final name."""
+def _direct(directory: epath.Path) -> bool:
+    """Whether Orbax itself can write to a folder; of all stores, it knows gs:// alone."""
+    return not storage.is_url(directory) or os.fspath(directory).startswith("gs://")
+
+
+def _begin(directory: epath.Path, step: int) -> None:
+    """Makes room for a step that will be written in its place, and says there that it does not count yet."""
+    if storage.is_url(directory):
+        if (directory / str(step)).exists():
+            _set_aside(directory / str(step))
+        storage.write_bytes(directory / f"{step}.saving", b"\n")
+
+
+def _commit(folder: epath.Path, directory: epath.Path, manifest: Manifest) -> None:
+    """Writes the manifest, forces all to the disk or copies it to the store, and lets the step count."""
     files = _files(folder)
     manifest = manifest._replace(files={name: _digest(path) for name, path in files.items()})
     (folder / MANIFEST).write_bytes(_encode(manifest))
+    final = directory / str(manifest.step)
+    if storage.is_url(directory):
+        if folder != final:
+            storage.upload(Path(folder), final)
+        (directory / f"{manifest.step}.saving").unlink()
+        return
     for path in {*files.values(), *(path.parent for path in files.values()), folder / MANIFEST, folder}:
         _sync(path)
-    final = folder.with_name(str(manifest.step))
     if final.exists():  # not whole, or `save` would have returned
-        names = (folder.with_name(f"{manifest.step}.replaced-{n}") for n in itertools.count(1))
-        final.rename(next(path for path in names if not path.exists()))
+        _set_aside(final)
     folder.rename(final)
-    _sync(folder.parent)
+    _sync(directory)
+
+
+def _set_aside(folder: epath.Path) -> None:
+    names = (folder.with_name(f"{folder.name}.replaced-{n}") for n in itertools.count(1))
+    folder.rename(next(path for path in names if not path.exists()))
 
 
 def _prune(directory: epath.Path, fingerprint: str, written: int) -> None:
-    """Deletes the whole steps that are neither newest nor best, once the one just written has been read back."""
-    whole, bad = steps(directory, fingerprint)
+    """Deletes the whole steps that are neither newest nor best, once the one just written has been read back.
+
+    In a store, no more than that one is read: it would be fetched.
+    """
+    whole, bad = _steps(directory, fingerprint, lambda step: step == written or not storage.is_url(directory))
     if written not in whole:
         raise CheckpointError(f"step {written}, read back: {bad[str(written)]}")
     for step in whole.keys() - {written, max(whole), best_step(whole)}:
-        (directory / str(step)).rename(directory / f"{step}.deleting")  # first, so that a kill leaves no half step
+        marked = directory / f"{step}.deleting"  # first, so that a kill leaves no half step
+        storage.write_bytes(marked, b"\n") if storage.is_url(directory) else (directory / str(step)).rename(marked)
     _remove_temporary(directory)
 
 
 def _remove_temporary(directory: epath.Path) -> None:
-    for path in list(directory.iterdir()):
-        if _TEMPORARY.fullmatch(path.name):
+    for path in list(directory.iterdir()) if directory.exists() else ():
+        if _TEMPORARY.fullmatch(path.name) and storage.is_url(path):
+            directory.joinpath(path.stem).rmtree(missing_ok=True)
+            path.unlink()
+        elif _TEMPORARY.fullmatch(path.name):
             path.rmtree()
 
 

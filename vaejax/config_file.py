@@ -9,21 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from vaejax import storage
 from vaejax.config import Config, choices, from_dict
 from vaejax.errors import ConfigError
 
 
-def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+def load(path: epath.PathLike | None, overrides: Sequence[str] = ()) -> Config:
     """Reads a configuration and applies `--config.section.field=value` overrides.
 
     Args:
-        path: a `.py` file with `get_config()`, a `.json` file such as a run's `config.json`, or None for the quickstart.
+        path: a `.py` file with `get_config()`, a `.json` file such as a run's `config.json`, or None for the
+            quickstart; it may lie in a cloud store.
         overrides: `--config.data.batch_size=64`, or the same in two words; values are Python literals or plain strings.
 
     Raises:
         ConfigError: for a file that cannot be used, or a field that cannot have its value.
     """
-    values = _read_file(_quickstart() if path is None else Path(path))
+    found = storage.path(_quickstart() if path is None else path)
+    if not found.is_file():
+        raise ConfigError(f"--config={found}: no such file. Expected a .py file with get_config(), or a .json file.")
+    with storage.reading(found) as file:
+        values = _read_file(file)
     for name, value in _split_overrides(overrides):
         section = values
         *parents, last = name.split(".")
@@ -52,8 +60,6 @@ def _quickstart() -> Path:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"--config={path}: no such file. Expected a .py file with get_config(), or a .json file.")
     if path.suffix == ".json":
         values = _read_json(path)
         if not isinstance(values, dict):

@@ -24,6 +24,10 @@ class TrainingError(VaejaxError):
     """A run cannot start, go on, or be extended as asked."""
 
 
+class StorageError(VaejaxError):
+    """A file or folder cannot lie, be read or be written where a path or URL says."""
+
+
 class FamilyError(VaejaxError):
     """A model's family has no such thing as what is asked for, or not with what was trained."""
 

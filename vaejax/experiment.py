@@ -180,6 +180,7 @@ def _loop(
                 journal.write(number, "val", metrics)
             if save or stop or metrics.get("loss", math.inf) < best:
                 best = min(best, metrics.get("loss", math.inf))
+                journal.flush()
                 writer.save(number, state, metrics)
             if stop and not last:
                 writer.wait()  # so that what is told below is true

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float32, Int
 
-from vaejax import experiment, latents, report, runs, samplers, segmentation, studies
+from vaejax import experiment, latents, report, runs, samplers, segmentation, storage, studies
 from vaejax.applications import embedding, inpainting, reconstruction
 from vaejax.datasets import image as files
 from vaejax.errors import DataError, FamilyError
@@ -82,6 +82,8 @@ def write_studies(
     Returns:
         the ids of the studies, of which studies.json says where they lay.
     """
+    for what, place in (("--input", path), ("the folder of results", output)):
+        storage.require_disk(what, place, "studies and the list of their names lie on a disk")
     folder, written = Path(output), dict[str, list[str]]()
     opened = studies.read(Path(path), run.config.data, run.data)
     try:
@@ -231,7 +233,7 @@ def _write_table(output: epath.Path, seen: latents.Rows, columns: list[str], nam
     if seen.patients is not None:
         known["patient"] = seen.patients
     table = pa.table(known | dict(zip(columns, seen.rows.T, strict=True)))
-    output.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(output)
     for suffix, write in (("csv", csv.write_csv), ("parquet", parquet.write_table)):
         buffer = io.BytesIO()
         write(table, buffer)

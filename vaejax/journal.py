@@ -1,12 +1,17 @@
-"""The numbers of a training as they come: `metrics.jsonl`, one JSON object a line, and the same as TensorBoard events."""
+"""The numbers of a training as they come: `metrics.jsonl`, one JSON object a line, and the same as TensorBoard events.
+
+A cloud store has no append: there, both grow on a disk and are copied when they are flushed.
+"""
 
 import json
+import tempfile
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from etils import epath
 
-from vaejax import hosts, runs
+from vaejax import hosts, runs, storage
 
 
 class Journal:
@@ -23,10 +28,12 @@ class Journal:
             return
         from tensorboardX import SummaryWriter
 
-        self._file = directory / "metrics.jsonl"
-        kept = [row for row in read(directory) if row["step"] <= step]
+        self._directory, kept = directory, [row for row in read(directory) if row["step"] <= step]
+        self._copied = tempfile.TemporaryDirectory(prefix="vaejax-") if storage.is_url(directory) else None
+        place = epath.Path(self._copied.name) if self._copied else directory
+        self._file = place / "metrics.jsonl"
         runs.write_text(self._file, "".join(json.dumps(row) + "\n" for row in kept))
-        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+        self._events = SummaryWriter(str(place / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """Adds the values of a split ("train", "val") at a step."""
@@ -37,14 +44,28 @@ class Journal:
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
 
+    def flush(self) -> None:
+        """Writes out what is buffered, so that what is then saved at this step has its journal."""
+        if self._events is None:
+            return
+        self._events.flush()
+        if self._copied:
+            storage.upload(Path(self._copied.name), self._directory)
+
     def __enter__(self) -> Self:
         """The journal itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Writes out what is buffered."""
-        if self._events is not None:
+        if self._events is None:
+            return
+        try:
+            self.flush()
+        finally:
             self._events.close()
+            if self._copied:
+                self._copied.cleanup()
 
 
 def read(directory: epath.Path) -> list[dict[str, Any]]:

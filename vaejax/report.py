@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vaejax import config as configuration
-from vaejax import experiment, hosts, journal, keys, latents, runs
+from vaejax import experiment, hosts, journal, keys, latents, runs, storage
 from vaejax.applications import generation, inpainting, reconstruction
 from vaejax.batches import Batch
 from vaejax.datasets import Split
@@ -71,7 +71,7 @@ def write(run: Run, best: bool = False) -> epath.Path:
         "config": _public_config(run),
         "versions": _versions(),
     }
-    page.parent.mkdir(exist_ok=True)
+    storage.make_folder(page.parent)
     write_page(page, "report.html", values)
     return page
 
@@ -138,7 +138,7 @@ def coloured(images: Float[np.ndarray, "n h w c"], classes: Int[np.ndarray, "n h
 
 def save_picture(directory: epath.Path, name: str, picture: Image.Image | Figure) -> None:
     """Writes a picture as NAME.png."""
-    directory.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(directory)
     (directory / f"{name}.png").write_bytes(_png(picture))
 
 
@@ -237,11 +237,13 @@ def _anomaly(run: Run) -> dict[str, Any] | None:
     file = run.directory / "anomaly.json"
     if not file.exists():
         return None
-    found, maps = runs.read_json(file), np.load(run.directory / "anomaly_maps.npy", mmap_mode="r")
-    drawn = []
-    for title, index in found["cases"].items():
+    found, drawn = runs.read_json(file), []
+    with storage.reading(run.directory / "anomaly_maps.npy") as kept:
+        maps = np.load(kept, mmap_mode="r")
+        chosen = {title: (index, np.asarray(maps[index])) for title, index in found["cases"].items()}
+    for title, (index, values) in chosen.items():
         images = np.asarray(experiment.rows(run, found["split"], np.asarray(index))["image"])
-        marked = overlay(images, np.asarray(maps[index]), found["calibration"]["pixel_threshold"])
+        marked = overlay(images, values, found["calibration"]["pixel_threshold"])
         caption = "; ".join(str(number) for number in index)
         drawn.append({"title": title.capitalize(), "caption": caption, "url": url(grid(pairs(grey(images), marked)))})
     return found | {"pictures": drawn}

@@ -10,7 +10,7 @@ report/index.html  see `vaejax.report`
 source.json        of a run that started from another one: its step, the sha256 of its weights, and what was not taken over
 frechet.json       see `vaejax.frechet`
 anomaly.json       see `vaejax.screening`; anomaly.csv and anomaly_maps.npy beside it
-private/           what may carry names, such as paths of unreadable files; mode 0700
+private/           what may carry names, such as paths of unreadable files; mode 0700; on a disk only
 """
 
 import hashlib
@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from vaejax import config as configuration
-from vaejax import config_file, datasets, hosts, inspection, models
+from vaejax import config_file, datasets, hosts, inspection, models, storage
 from vaejax.config import Config
 from vaejax.datasets import DataSet
 from vaejax.errors import DataError, TrainingError
@@ -77,19 +77,19 @@ def create(directory: str, config: Config) -> Run:
             is the one difference allowed.
         DataError: where the images cannot be used, or are no longer those that the run began with.
     """
-    path = epath.Path(directory)
+    path = storage.path(directory)
     file = path / "config.json"
     with hosts.first_before_others("run"):
         if file.exists():
             _require_same(config_file.load(file), config, directory)
         run = _open(path, config)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(path)
         except OSError as error:
             raise TrainingError(f"--workdir={directory}: expected a folder to write to: {error}. Choose another.") from error
         write_json(path / "data.json", _describe(run.data) | {"ranges": ranges_of(run) or _ranges(run.data)})
         write_json(file, configuration.to_dict(config))
-        if run.data.skipped and hosts.first():
+        if run.data.skipped and hosts.first() and not storage.is_url(path):  # else they are with the prepared images alone
             write_private(path, "skipped.json", [{"path": name, "reason": reason} for name, reason in run.data.skipped])
     return run
 
@@ -101,7 +101,7 @@ def load(directory: str) -> Run:
         TrainingError: where there is no run.
         DataError: where its images are gone or have changed.
     """
-    path = epath.Path(directory)
+    path = storage.path(directory)
     if not (path / "config.json").exists():
         raise TrainingError(f"{directory}: no run here (no config.json). Expected the --workdir of a training.")
     return _open(path, config_file.load(path / "config.json"))
@@ -113,7 +113,7 @@ def outline(directory: str) -> Outline:
     Raises:
         TrainingError: where there is no run.
     """
-    path = epath.Path(directory)
+    path = storage.path(directory)
     if not ((path / "config.json").exists() and (path / "data.json").exists()):
         raise TrainingError(f"{directory}: no run here (no config.json and data.json). Expected the --workdir of a training.")
     config, data = config_file.load(path / "config.json"), read_json(path / "data.json")
@@ -134,8 +134,15 @@ def read_json(path: epath.Path) -> Any:
 
 
 def cache_of(path: epath.Path, config: Config) -> epath.Path:
-    """The folder of what is prepared once for all runs on the same images."""
-    return epath.Path(config.data.cache) if config.data.cache else path.parent / "data"
+    """The folder of what is prepared once for all runs on the same images; of runs in a cloud store, in the user's own cache.
+
+    Raises:
+        StorageError: `data.cache` is a URL.
+    """
+    if config.data.cache:
+        storage.require_disk("data.cache", config.data.cache, "prepared images are memory-mapped")
+        return epath.Path(config.data.cache)
+    return epath.Path(storage.home() / "data") if storage.is_url(path) else path.parent / "data"
 
 
 def _open(path: epath.Path, config: Config) -> Run:
@@ -198,7 +205,8 @@ def _describe(data: DataSet) -> dict[str, Any]:
 
 
 def write_private(path: epath.Path, name: str, value: Any) -> None:
-    """Writes what can carry names, such as paths, into the folder `private`, for its owner alone."""
+    """Writes what can carry names, such as paths, into the folder `private`, for its owner alone: a store has no such thing."""
+    storage.require_disk("private", path, "what it holds is for its owner alone")
     folder = path / "private"
     folder.mkdir(parents=True, exist_ok=True)
     Path(folder).chmod(0o700)
@@ -217,9 +225,6 @@ def write_text(path: epath.Path, text: str) -> None:
 
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
-    """The first process writes beside and renames, so that no reader, and no file after a kill, has half of it."""
-    if not hosts.first():
-        return
-    temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    """Writes a file, whole or not at all; of several processes, the first writes."""
+    if hosts.first():
+        storage.write_bytes(path, content)

@@ -17,16 +17,16 @@ import functools
 import io
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jaxtyping import Bool, Float, Int
 from sklearn import metrics as sklearn_metrics
 
-from vaejax import calibration, evaluation, experiment, keys, resampling, runs, training
+from vaejax import calibration, evaluation, experiment, keys, resampling, runs, storage, training
 from vaejax.applications import anomaly
 from vaejax.batches import Batch
 from vaejax.errors import DataError, FamilyError
@@ -84,12 +84,17 @@ def screen(run: Run, split: str = "test", best: bool = False, alpha: float | Non
     missing = undefined(run)
     _check(run, alpha, missing)
     names, trained = [name for name in SCORES if name not in missing], experiment.restore(run, best)
-    with training.explain_out_of_memory("evaluation.batch_size", run.config.evaluation.batch_size):
+    with (
+        training.explain_out_of_memory("evaluation.batch_size", run.config.evaluation.batch_size),
+        storage.writing(run.directory / "anomaly_maps.npy") as maps,
+    ):
         usual = _screened(run, trained.params, "val", [config.map], None).map
         normal = _screened(run, trained.params, "calibration", [config.score, config.map], usual)
-        screened = _screened(run, trained.params, split, names, usual, run.directory / "anomaly_maps.npy")
+        screened = _screened(run, trained.params, split, names, usual, maps)
+        groups = _groups(screened, run.data.splits[split].n)
+        pixels = _pixels(run, split, maps, normal.quantile, groups) if config.masks else {}
     scores, strangest = screened.values[config.score], calibration.threshold(normal.values[config.score], alpha)
-    truth, groups = _truth(run, split, screened), _groups(screened, len(scores))
+    truth = _truth(run, split, screened)
     result = {
         "notice": NOTICE,
         "split": split,
@@ -101,7 +106,7 @@ def screen(run: Run, split: str = "test", best: bool = False, alpha: float | Non
         "calibration": {"n": run.data.splits["calibration"].n, "threshold": strangest, "pixel_threshold": normal.quantile},
         "flagged": _flagged(scores > strangest, truth, run.data.splits["calibration"].n, alpha),
         "ranking": {} if truth is None else {name: ranking(screened.values[name], truth, groups) for name in names},
-        "pixels": _pixels(run, split, normal.quantile, groups) if config.masks else {},
+        "pixels": pixels,
         "undefined": missing,
         "cases": _cases(scores, truth),
     }
@@ -166,7 +171,7 @@ def _screened(
     split: str,
     names: list[str],
     usual: Float[np.ndarray, "h w"] | None,
-    file: epath.Path | None = None,
+    file: Path | None = None,
 ) -> Screened:
     """One pass over a split; the maps of `anomaly.map` go to a file as they come, so that memory does not grow with them."""
     n, shape, settings = run.data.splits[split].n, run.model.image_shape[:2], run.config.anomaly
@@ -234,10 +239,10 @@ def _masks(run: Run, split: str) -> Iterator[Bool[np.ndarray, "b h w"]]:
         yield np.asarray(batch["segmentation"])[batch["mask"]].reshape(-1, *run.model.image_shape[:2]) > 0
 
 
-def _pixels(run: Run, split: str, threshold: float, groups: Int[np.ndarray, " n"]) -> dict[str, dict[str, float]]:
+def _pixels(run: Run, split: str, file: Path, threshold: float, groups: Int[np.ndarray, " n"]) -> dict[str, dict[str, float]]:
     """How well the maps point at the masks, pixels of all images together."""
     masks = np.concatenate(list(_masks(run, split)))
-    maps = np.load(run.directory / "anomaly_maps.npy", mmap_mode="r")
+    maps = np.load(file, mmap_mode="r")
 
     def precision(rows: Int[np.ndarray, " rows"]) -> float:
         return float(sklearn_metrics.average_precision_score(masks[rows].ravel(), maps[rows].ravel()))

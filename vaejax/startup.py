@@ -6,6 +6,8 @@ import platform
 import sys
 from pathlib import Path
 
+from vaejax import storage
+
 OFFERED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 """Linux: to which programs huge pages are given."""
 
@@ -57,8 +59,7 @@ def set_environment() -> None:
     processor = Path("/proc/cpuinfo")
     lines = processor.read_text().splitlines() if processor.exists() else [platform.processor(), platform.machine()]
     able = next((line for line in lines if line.startswith(("flags", "Features"))), " ".join(lines[:2]))
-    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111  # a user may have no home
-    folder = home / "vaejax" / f"compiled-{hashlib.sha256(able.encode()).hexdigest()[:16]}"
+    folder = storage.home() / f"compiled-{hashlib.sha256(able.encode()).hexdigest()[:16]}"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its start-up notes help nobody

@@ -35,11 +35,9 @@ def prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Prepare the images that a training would prepare, and no more; the same command goes on where it stopped."""
     config = config_file.load(arguments.config, overrides)
 
-    from etils import epath
+    from vaejax import datasets, runs, storage
 
-    from vaejax import datasets, runs
-
-    cache = runs.cache_of(epath.Path(arguments.workdir), config)
+    cache = runs.cache_of(storage.path(arguments.workdir), config)
     data = datasets.load(config.data, cache, datasets.DRIVERS[arguments.runner])
     counts = ", ".join(f"{split.n} {name}" for name, split in data.splits.items())
     left_out = f"; {len(data.skipped)} files left out" if data.skipped else ""
@@ -52,9 +50,11 @@ def inspect(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vaejax import inspection, inspection_report, suggestion
+    from vaejax import inspection, inspection_report, storage, suggestion
     from vaejax.progress import console
 
+    for what, place in (("DATA", arguments.data or ""), ("--output", arguments.output)):
+        storage.require_disk(what, place, "an inspection reads files in place, and lists their names for their owner alone")
     config, why = _source_of(arguments.data, overrides)
     found, directory = inspection.inspect(config.data, why, arguments.seed), epath.Path(arguments.output)
     table = Table(show_header=False, title=f"{found.facts['images']:,} images")
@@ -151,9 +151,12 @@ def deidentify(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from vaejax import storage
     from vaejax.privacy import boxes, copies, folder, pseudonyms
 
     masks = [boxes.parse(text) for text in arguments.box]
+    for what, place in (("IN", arguments.source), ("OUT", arguments.target)):
+        storage.require_disk(what, place, "copy what is shared once it is checked")
     target = Path(arguments.target)
     report = folder.deidentify(
         Path(arguments.source), target, pseudonyms.read_key(arguments.key_file), masks, arguments.on_error
@@ -265,12 +268,10 @@ def _written(files: str) -> None:
 
 def _open(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """The run, and the folder where its pictures go."""
-    from etils import epath
-
-    from vaejax import runs
+    from vaejax import runs, storage
 
     run = runs.load(arguments.directory)
-    return run, epath.Path(arguments.output) if arguments.output else run.directory / "gallery"
+    return run, storage.path(arguments.output) if arguments.output else run.directory / "gallery"
 
 
 def _join(arguments: argparse.Namespace) -> None:
