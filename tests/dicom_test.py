@@ -18,7 +18,8 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from vaejax.datasets.dicom import Header, decode, looked_up, order, raw, read_header, windowed
+from vaejax.datasets.dicom import Header, decode, order, raw, read_header
+from vaejax.datasets.windows import looked_up, windowed
 from vaejax.errors import DataError
 
 RNG = np.random.default_rng(0)

@@ -9,7 +9,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from vaejax.config import DataConfig
-from vaejax.datasets import load, volumes
+from vaejax.datasets import load, stacks, volumes
 from vaejax.errors import ConfigError, DataError
 
 
@@ -47,11 +47,11 @@ def ramp(*shape: int) -> np.ndarray:
     return np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
 
 
-def found(folder: Path) -> list[volumes.Volume]:
-    return volumes.find([(path.name, path) for path in sorted(folder.iterdir())], DataConfig())
+def found(folder: Path) -> list[stacks.Volume]:
+    return stacks.find([(path.name, path) for path in sorted(folder.iterdir())], DataConfig())
 
 
-def slices(volume: volumes.Volume, **fields) -> np.ndarray:
+def slices(volume: stacks.Volume, **fields) -> np.ndarray:
     images, _ = volumes._slices(volume, None, DataConfig(**fields), None)
     return images
 
@@ -195,7 +195,7 @@ def test_percentiles_of_a_volume_are_black_and_white_and_nan_is_black(tmp_path):
     grey = np.stack([examples.read(i) for i in range(20)])
     assert (grey.min(), grey.max()) == (0.0, 1.0)
     assert grey[0, -1, -1] == 0.0
-    low, high = np.nanpercentile(voxels, volumes.PERCENTILES)
+    low, high = np.nanpercentile(voxels, stacks.PERCENTILES)
     np.testing.assert_allclose(grey[3, 5, 7, 0], np.clip((voxels[12, 14, 3] - low) / (high - low), 0, 1), atol=1e-6)
 
 
@@ -313,7 +313,7 @@ def test_percentiles_of_all_volumes_are_recorded(tmp_path):
     voxels = [rng.normal(1000 * number, 100, (12, 12, 12)).astype(np.float32) for number in range(4)]
     for number, part in enumerate(voxels):
         save_nifti(tmp_path / "in" / f"{number}.nii", part)
-    expected = np.percentile(voxels, volumes.PERCENTILES)
+    expected = np.percentile(voxels, stacks.PERCENTILES)
     data = load(config(tmp_path / "in", normalize="dataset"), tmp_path / "cache")
     np.testing.assert_allclose(data.window, expected, atol=5)
     examples = cut(tmp_path / "in", normalize="dataset")

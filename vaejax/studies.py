@@ -16,10 +16,11 @@ from jaxtyping import Float32, Int, Num, Shaped, UInt8
 from PIL import Image, ImageDraw
 
 from vaejax.config import DataConfig
-from vaejax.datasets import DataSet, geometry, image, isolation, volumes
+from vaejax.datasets import DataSet, geometry, image, isolation, stacks
 from vaejax.datasets.geometry import Axis
 from vaejax.datasets.source import NOTICE, hash_files
-from vaejax.datasets.volumes import Scale, Stack, Volume
+from vaejax.datasets.stacks import Stack, Volume
+from vaejax.datasets.windows import Scale
 from vaejax.errors import DataError
 
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -143,15 +144,15 @@ def _found(path: Path, config: DataConfig) -> list[Volume]:
     """What is to be read at once, a picture as a volume of one slice."""
     if not path.exists():
         raise DataError(f"{path}: expected a file or folder of images, found none.")
-    named = [(path.name, path)] if path.is_file() else volumes.named_in(path)
+    named = [(path.name, path)] if path.is_file() else stacks.named_in(path)
     pictures = [(name, file) for name, file in named if file.suffix.lower() in _PICTURES]
     others = [(name, file) for name, file in named if file.suffix.lower() not in _PICTURES]
     if not named:
         raise DataError(f"{path}: expected PNG, JPEG, NIfTI or DICOM files, found none.")
     if others:
-        volumes.require_libraries(str(path))
+        stacks.require_libraries(str(path))
     found = [Volume((name,), (file,), name, functools.partial(_of_picture, file, config)) for name, file in pictures]
-    return sorted(found + volumes.find(others, config), key=lambda volume: volume.paths)
+    return sorted(found + stacks.find(others, config), key=lambda volume: volume.paths)
 
 
 def _of_picture(file: Path, config: DataConfig) -> Stack:
@@ -161,12 +162,12 @@ def _of_picture(file: Path, config: DataConfig) -> Stack:
 
 def _study(volume: Volume, config: DataConfig, data: DataSet) -> Study:
     stack = volume.read()
-    axes = volumes.axes_of(stack, config)
+    axes = stacks.axes_of(stack, config)
     if isinstance(stack.source, Path):  # a picture is fitted in its own levels, as those that were prepared
         slices, scale = stack.voxels, Scale(0.0, image.WHITE[stack.voxels.dtype.name])
     else:
-        scale = volumes.scale_of(stack, config, data.window)
-        slices = volumes.blocks_of(volumes.images_of(stack, axes, scale), config.block)
+        scale = stacks.scale_of(stack, config, data.window)
+        slices = stacks.blocks_of(stacks.images_of(stack, axes, scale), config.block)
     height, width, channels = data.image_shape
     fitted = [image.resize(image.to_channels(one, channels), (height, width), config.resize) for one in slices]
     rows, columns = geometry.fitted(slices.shape[1:3], (height, width), config.resize)

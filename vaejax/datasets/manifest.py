@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from vaejax.config import DataConfig
-from vaejax.datasets import image_folder, volumes
+from vaejax.datasets import image_folder, stacks, volumes
 from vaejax.datasets.image import SUFFIXES
 from vaejax.datasets.source import Examples, Source, first_of, hash_files, size_of
 from vaejax.datasets.splits import by_name
@@ -63,7 +63,7 @@ def source(config: DataConfig) -> Source:
         raise DataError(f"{table}: {error}") from None
     files = [("", table), *((name, table.parent / name) for row in rows for name in (row.path, row.mask) if name)]
     if of_volumes:
-        volumes.require_libraries("data.name='manifest' of volumes")
+        stacks.require_libraries("data.name='manifest' of volumes")
     contents = volumes.contents_of(files, config) if of_volumes else hash_files(files)
     return Source(contents, label_names, lambda: _open(table, rows, labels, of_volumes, config))
 
@@ -93,13 +93,13 @@ def _images(root: Path, rows: list[Row], config: DataConfig) -> tuple[Examples, 
 
 def _slices(root: Path, rows: list[Row], config: DataConfig) -> tuple[Examples, Int[np.ndarray, " n"]]:
     """The examples, and the row of each."""
-    parts = [row.path for row in rows if not volumes.is_nifti(row.path)]
+    parts = [row.path for row in rows if not stacks.is_nifti(row.path)]
     if config.block > 1 and parts:
         raise DataError(
             f"data.block={config.block}: each DICOM file of a table is a volume of its own, as {parts[0]}, without neighbours. "
             "Choose data.block=1, or data.name='volumes' for series."
         )
-    found = [volume for row in rows for volume in volumes.find([(row.path, root / row.path)], config)]
+    found = [volume for row in rows for volume in stacks.find([(row.path, root / row.path)], config)]
     masks = {row.path: root / row.mask for row in rows} if rows[0].mask else None
     examples = volumes.examples(found, masks, config)
     numbers = {row.path: number for number, row in enumerate(rows)}
