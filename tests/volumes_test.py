@@ -199,13 +199,35 @@ def test_percentiles_of_a_volume_are_black_and_white_and_nan_is_black(tmp_path):
     np.testing.assert_allclose(grey[3, 5, 7, 0], np.clip((voxels[12, 14, 3] - low) / (high - low), 0, 1), atol=1e-6)
 
 
-def test_a_ct_takes_its_own_window_unless_told(tmp_path):
-    pixels = np.array([[-160, 40, 240]])
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (None, [0, 200 / 399, 1, 398 / 399]),  # LINEAR: C.11.2.1.2.1
+        ("LINEAR", [0, 200 / 399, 1, 398 / 399]),
+        ("LINEAR_EXACT", [0, 0.5, 1, 398 / 400]),
+        ("SIGMOID", 1 / (1 + np.exp([2, 0, -2, -1.98]))),
+    ],
+)
+def test_a_ct_takes_its_own_window_as_the_standard_means_it_unless_told(tmp_path, function, expected):
     fields = {"Modality": "CT", "WindowCenter": 40, "WindowWidth": 400}
-    save_dicom(tmp_path / "in" / "a", pixels, **fields)
+    fields |= {"VOILUTFunction": function} if function else {}
+    save_dicom(tmp_path / "in" / "a", np.array([[-160, 40, 240, 238]]), **fields)
     (volume,) = found(tmp_path / "in")
-    np.testing.assert_allclose(slices(volume)[0, 0, :, 0], [0.0, 0.5, 1.0], atol=1e-6)
-    np.testing.assert_allclose(slices(volume, window=(240, 400))[0, 0, :, 0], [0.0, 0.0, 0.5], atol=1e-6)
+    np.testing.assert_allclose(slices(volume)[0, 0, :, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(slices(volume, window=(240, 400))[0, 0, :3, 0], [0.0, 0.0, 0.5], atol=1e-6)
+
+
+@pytest.mark.parametrize(("values", "taken"), [([0, 40, 250, 255], True), ([0, 250, 40, 255], False)])
+def test_a_ct_without_a_window_takes_its_table_where_that_rises(tmp_path, values, taken):
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [4, 100, 8], values
+    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+    pixels = np.array([[99, 100, 101, 102, 103, 200]])
+    save_dicom(tmp_path / "in" / "a", pixels, Modality="CT", VOILUTSequence=[table])
+    (volume,) = found(tmp_path / "in")
+    low, high = np.percentile(pixels, stacks.PERCENTILES)
+    expected = np.array([0, 0, 40, 250, 255, 255]) / 255 if taken else np.clip((pixels[0] - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(slices(volume)[0, 0, :, 0], expected, atol=1e-6)
 
 
 def test_slices_without_content_are_left_out(tmp_path):

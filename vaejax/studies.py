@@ -20,7 +20,7 @@ from vaejax.datasets import DataSet, geometry, image, isolation, stacks
 from vaejax.datasets.geometry import Axis
 from vaejax.datasets.source import NOTICE, hash_files
 from vaejax.datasets.stacks import Stack, Volume
-from vaejax.datasets.windows import Scale
+from vaejax.datasets.windows import Lut, Scale
 from vaejax.errors import DataError
 
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -49,7 +49,7 @@ class Study(NamedTuple):
     paths: tuple[str, ...]
     images: Float32[np.ndarray, "n H W C"]
     axes: tuple[Axis, Axis, Axis]
-    scale: Scale
+    scale: Scale | Lut
     colour: bool
     whole: np.dtype | None
     unstacked: Callable[[np.ndarray], np.ndarray]
@@ -164,7 +164,8 @@ def _study(volume: Volume, config: DataConfig, data: DataSet) -> Study:
     stack = volume.read()
     axes = stacks.axes_of(stack, config)
     if isinstance(stack.source, Path):  # a picture is fitted in its own levels, as those that were prepared
-        slices, scale = stack.voxels, Scale(0.0, image.WHITE[stack.voxels.dtype.name])
+        slices = stack.voxels
+        scale: Scale | Lut = Scale(0.0, image.WHITE[stack.voxels.dtype.name])
     else:
         scale = stacks.scale_of(stack, config, data.window)
         slices = stacks.blocks_of(stacks.images_of(stack, axes, scale), config.block)

@@ -23,7 +23,7 @@ from pydicom.tag import BaseTag, Tag
 from vaejax.datasets import burned_in, dicom_frames
 from vaejax.datasets.dicom_frames import Layout
 from vaejax.datasets.source import decoding, size_of
-from vaejax.datasets.windows import FUNCTIONS, Lut, look_up
+from vaejax.datasets.windows import FUNCTIONS, Lut
 from vaejax.errors import DataError
 
 MAX_BYTES = 512 * 2**20
@@ -68,9 +68,9 @@ class Header(NamedTuple):
     Attributes:
         shape: (frames, rows, columns, channels).
         modality: "CT", "MR", ...; None where absent or no code.
-        windows: (centre, width) pairs for `windowed`, in the units of the decoded pixels; the first frame's.
+        windows: (centre, width) pairs for `windows.window`, in the units of the decoded pixels; the first frame's.
         function: how they are meant: "LINEAR", "LINEAR_EXACT" or "SIGMOID".
-        luts: tables for `looked_up`, in the same units, used instead of a window.
+        luts: tables in the same units, instead of a window, or besides.
         spacing: between the centres of rows, and of columns; None where unknown. That of projections is at the detector.
         thickness: of a slice.
         gap: between the centres of neighbouring slices, as the file claims; the positions know better.
@@ -141,7 +141,7 @@ def decode(path: Path, max_bytes: int = MAX_BYTES) -> Picture:
         pixels = np.empty(header.shape, dtype)
         for i, frame in enumerate(dicom_frames.decoded(data, layout)):
             if palette:
-                frame = np.concatenate([look_up(frame, table) for table in palette], axis=-1)
+                frame = np.concatenate([table.look_up(frame) for table in palette], axis=-1)
             pixels[i] = _units(frame, scales[i], layout)
         return Picture(pixels, header)
 
@@ -404,7 +404,7 @@ def _units(frame: np.ndarray, scale: _Scale | None, layout: Layout) -> np.ndarra
     if mirrored and frame.dtype.kind != "f":
         frame = np.clip(frame, *layout.extremes)  # a codec may give more bits than are said to be stored
     if scale is not None:
-        frame = look_up(frame, scale.table) if scale.table else frame * scale.slope + scale.intercept
+        frame = scale.table.look_up(frame) if scale.table else frame * scale.slope + scale.intercept
     return _mirror(scale, layout) - frame if mirrored else frame
 
 

@@ -15,7 +15,7 @@ from vaejax.config import DataConfig
 from vaejax.datasets import geometry, isolation, workers
 from vaejax.datasets.geometry import Axis
 from vaejax.datasets.source import files_in
-from vaejax.datasets.windows import Scale
+from vaejax.datasets.windows import Lut, Scale, window
 from vaejax.errors import DataError
 
 PERCENTILES = (0.5, 99.5)
@@ -31,14 +31,14 @@ class Stack(NamedTuple):
     Attributes:
         voxels: in the file's units, or colours.
         spacing: mm between slices, rows and columns; None where unknown or unequal.
-        own: the window that a CT brings along.
+        own: the window or table that a CT brings along.
         unstacked: an array of slices [n, h, w, ...] in the order and orientation of the file.
         source: the `vaejax.datasets.nifti.Volume` or `vaejax.datasets.series.Series` that it was read as.
     """
 
     voxels: Num[np.ndarray, "n h w c"]
     spacing: tuple[float | None, float | None, float | None]
-    own: Scale | None
+    own: Scale | Lut | None
     unstacked: Callable[[Shaped[np.ndarray, "n h w ..."]], Shaped[np.ndarray, "..."]]
     source: Any
 
@@ -109,7 +109,7 @@ def find(files: Sequence[tuple[str, Path]], config: DataConfig) -> list[Volume]:
 # --- from a decoded volume to prepared images
 
 
-def scale_of(stack: Stack, config: DataConfig, measured: tuple[float, float] | None) -> Scale:
+def scale_of(stack: Stack, config: DataConfig, measured: tuple[float, float] | None) -> Scale | Lut:
     """How grey values are made: the whole range of colours; else by the window asked for, the volume's own, or percentiles.
 
     Args:
@@ -121,7 +121,7 @@ def scale_of(stack: Stack, config: DataConfig, measured: tuple[float, float] | N
         return Scale(0.0, float(np.iinfo(stack.voxels.dtype).max))
     if config.window:
         centre, width = config.window
-        return Scale(centre - width / 2.0, centre + width / 2.0)
+        return window(centre, width, "LINEAR_EXACT")
     if stack.own:
         return stack.own
     if measured:
@@ -144,7 +144,7 @@ def axes_of(stack: Stack, config: DataConfig) -> tuple[Axis, Axis, Axis]:
     return found[0], found[1], found[2]
 
 
-def images_of(stack: Stack, axes: tuple[Axis, Axis, Axis], scale: Scale) -> Float32[np.ndarray, "n h w c"]:
+def images_of(stack: Stack, axes: tuple[Axis, Axis, Axis], scale: Scale | Lut) -> Float32[np.ndarray, "n h w c"]:
     """The slices at `axes` as grey values or colours in [0, 1]."""
     grey = np.empty(stack.voxels.shape, np.float32)
     for place, voxels in enumerate(stack.voxels):  # one at a time: a series may be of gigabytes
@@ -219,8 +219,14 @@ def _of_series(paths: Iterable[Path], config: DataConfig) -> Stack:
     from vaejax.datasets import dicom, series
 
     found = series.decode(paths, isolation.reader(dicom.decode, config))
-    own, header = None, found.header
-    if header.modality == "CT" and header.windows:
+    return Stack(found.pixels, found.spacing, _own(found.header), lambda slices: slices, found)
+
+
+def _own(header: Any) -> Scale | Lut | None:
+    """The first window of a CT, or else the first of its tables that rises: another leads nowhere back."""
+    if header.modality != "CT":
+        return None
+    if header.windows:
         centre, width = header.windows[0]
-        own = Scale(centre - width / 2.0, centre + width / 2.0, header.function == "SIGMOID")
-    return Stack(found.pixels, found.spacing, own, lambda slices: slices, found)
+        return window(centre, width, header.function)
+    return next((table for table in header.luts if table.rises), None)

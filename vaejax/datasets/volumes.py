@@ -31,6 +31,9 @@ DARK = 0.1
 _QUANTILES = 2001
 """Of a volume, that stand for its voxels where percentiles are those of all volumes."""
 
+_OF_DICOM = 2
+"""Raised when what DICOM files give changes, such as by 2, a CT's linear window half a unit lower, as the standard has it."""
+
 _SINCE = ("slice_range", "spacing", "block", "normalize")
 """Fields that count in the contents where they are not their defaults, so that what was prepared without them stays."""
 
@@ -64,7 +67,9 @@ def source(config: DataConfig) -> Source:
 
 def contents_of(files: Iterable[tuple[str, Path]], config: DataConfig, masks: Iterable[tuple[str, Path]] | None = None) -> str:
     """sha256 hex of the files of volumes, and of the settings that say which images they give."""
+    files = list(files)
     asked = f"{hash_files(files)} {config.slice_axis} {config.slice_content} {config.window}"
+    asked += f" dicom={_OF_DICOM}" if any(name and not stacks.is_nifti(name) for name, _ in files) else ""
     for name in _SINCE:
         value = getattr(config, name)
         asked += f" {name}={value}" if value != getattr(DataConfig, name) else ""
