@@ -169,6 +169,23 @@ def test_running_counts_are_those_of_all_images_at_once(images):
     assert facts["equal"]["copies"] == len(images) - len(different)
 
 
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 8), max_size=12), min_size=3, max_size=3))
+def test_copies_are_in_one_group_and_those_in_several_splits_are_told(contents):
+    tally, places = Tally(), collections.defaultdict(list)
+    for split, own in zip(("train", "val", "test"), contents, strict=True):
+        for i, value in enumerate(own):
+            tally.add(split, i, np.full((2, 2, 1), value, np.uint8))
+            places[value].append((split, i))
+    groups = [group for group in places.values() if len(group) > 1]
+    assert sorted(tally.groups.values()) == sorted(groups)
+    across = [[list(place) for place in group] for group in groups if len({split for split, _ in group}) > 1]
+    equal = tally.facts()["equal"]
+    assert sorted(equal["across_splits"]) == sorted(across)
+    assert (equal["groups"], equal["groups_across_splits"]) == (len(groups), len(across))
+    assert equal["copies"] == sum(map(len, contents)) - len(places)
+
+
 def test_equal_bytes_of_another_shape_or_type_are_another_image():
     tally = Tally()
     for number, image in enumerate((np.zeros((2, 3, 1)), np.zeros((3, 2, 1)), np.zeros((1, 3, 1)))):

@@ -53,7 +53,9 @@ class DataConfig(Section):
         "stop", "unreadable files: stop and name them all, or skip, count and list them", choices=("stop", "skip")
     )
     masks: str | None = declare(
-        None, "folder of masks: for each image a file of the same relative path, of any suffix, whose values are classes"
+        None,
+        "folder of masks, whose values are classes: for each image a file of the same relative path, of any suffix; of a DICOM "
+        "series also a NIfTI file, or all DICOM files, under the path of its folder",
     )
     slice_axis: int = declare(2, "volumes: NIfTI is cut across this axis: 0 sagittal, 1 coronal, 2 axial", low=0, high=2)
     slice_content: float = declare(

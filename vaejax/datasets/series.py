@@ -115,6 +115,25 @@ def _gap(positions: Float[np.ndarray, "n 3"]) -> float | None:
     return middle if np.abs(gaps - middle).max() <= _IRREGULAR * middle else None
 
 
+def affine(series: Series) -> Float[np.ndarray, "4 4"]:
+    """From (column, row, slice, 1) to mm to the right, front and head, as of a NIfTI file.
+
+    Raises:
+        DataError: the bare reason: frames whose place is unknown, or not one behind the other at equal distances.
+    """
+    between, rows, columns = series.spacing
+    if len(series.frames) == 1:
+        between = between or series.header.thickness or 1.0  # what no voxel depends on
+    if series.positions is None or series.orientations is None or not (between and rows and columns):
+        raise DataError("of a series whose slices have no places at equal distances, which a NIfTI file needs")
+    along, down = series.orientations[0]
+    placed = np.eye(4)
+    placed[:3] = np.stack([along * columns, down * rows, np.cross(along, down) * between, series.positions[0]], axis=1)
+    if len(series.frames) > 1:
+        placed[:3, 2] = (series.positions[-1] - series.positions[0]) / (len(series.frames) - 1)
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ placed
+
+
 def save(folder: Path, values: Shaped[np.ndarray, "n h w ..."], series: Series, name: str, identify: bool) -> list[Path]:
     """Writes a derived series: one file a frame, each in the place of its source, to which it refers.
 

@@ -89,7 +89,7 @@ def find(files: Sequence[tuple[str, Path]], config: DataConfig) -> list[Volume]:
     """
     whole = [file for file in files if is_nifti(file[0])]
     parts = [file for file in files if not is_nifti(file[0])]
-    found = [Volume((name,), (path,), name, functools.partial(of_nifti, path, config)) for name, path in whole]
+    found = [Volume((name,), (path,), name, functools.partial(_of_nifti, path, config)) for name, path in whole]
     series: dict[str, list[tuple[str, Path, str | None, bool]]] = {}
     groupings = workers.each(functools.partial(_grouping, config), parts, config.workers)
     for (name, path), (own, patient, text) in zip(parts, groupings, strict=True):
@@ -190,15 +190,23 @@ def _grouping(config: DataConfig, file: tuple[str, Path]) -> tuple[str, str | No
     return header.series or name, header.patient, header.text
 
 
-def of_nifti(path: Path, config: DataConfig) -> Stack:
-    """Slices across `config.slice_axis` of the volume turned to RAS+.
+def _of_nifti(path: Path, config: DataConfig) -> Stack:
+    from vaejax.datasets import nifti
+
+    return cut(isolation.reader(nifti.decode, config)(path), config.slice_axis)
+
+
+def cut(decoded: Any, slice_axis: int) -> Stack:
+    """Slices across an axis of a `vaejax.datasets.nifti.Volume` turned to RAS+.
 
     Rows run from the head down, or from the front to the back; columns from the patient's right to the left, or from the
     front to the back.
+
+    Raises:
+        DataError: several volumes in one file.
     """
     from vaejax.datasets import nifti
 
-    decoded, slice_axis = isolation.reader(nifti.decode, config)(path), config.slice_axis
     count = int(np.prod(decoded.voxels.shape[3:-1] if decoded.colour else decoded.voxels.shape[3:]))
     if count != 1:
         raise DataError(f"{count} volumes in one file; expected one")

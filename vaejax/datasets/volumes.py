@@ -20,7 +20,7 @@ from rich.console import Console
 
 from vaejax.config import DataConfig
 from vaejax.datasets import geometry, stacks, workers
-from vaejax.datasets.masks import mask_of, masks_in, stem
+from vaejax.datasets.masks import Masks, mask_of, masks_in, of_files
 from vaejax.datasets.source import Examples, Source, hash_files, reading
 from vaejax.datasets.stacks import Volume
 from vaejax.errors import DataError
@@ -43,8 +43,8 @@ def source(config: DataConfig) -> Source:
 
     A series of DICOM files is sorted by position, where its slices are parallel and each has a place of its own. Its patient is
     the PatientID, or where there is none the series; a NIfTI file, whose header knows no patient, counts as a patient.
-    `config.window`, or a CT's own, or percentiles say what is black and white. NaN is black. With `config.masks`, each NIfTI
-    volume has a mask of the same relative path on the same grid, and the slices are segmentations, too.
+    `config.window`, or a CT's own, or percentiles say what is black and white. NaN is black. With `config.masks`, each volume
+    has a mask (`vaejax.datasets.masks`), and the slices are segmentations, too.
 
     Raises:
         DataError: no such folder, no files in it, or the libraries that read them are absent.
@@ -61,7 +61,7 @@ def source(config: DataConfig) -> Source:
         raise DataError(f"{root}: expected DICOM or NIfTI files, found none. Check data.path.")
     masks = None if config.masks is None else masks_in(Path(config.masks), root)
     contents = contents_of(named, config, None if masks is None else masks.items())
-    own = None if masks is None else {name: masks[own] for name, _ in named if (own := stem(name)) in masks}
+    own = None if masks is None else of_files([name for name, _ in named], masks)
     return Source(contents, None, lambda: {"train": examples(stacks.find(named, config), own, config)})
 
 
@@ -111,7 +111,7 @@ class _Slice(NamedTuple):
     reason: str = ""
 
 
-def examples(volumes: list[Volume], masks: dict[str, Path] | None, config: DataConfig) -> Examples:
+def examples(volumes: list[Volume], masks: Masks | None, config: DataConfig) -> Examples:
     """The slices that are wanted and have content enough; a volume that cannot be read is one example that says why.
 
     They wait in files of a private temporary folder, so that no volume is decoded twice; it goes with what reads them here.
@@ -152,7 +152,7 @@ def examples(volumes: list[Volume], masks: dict[str, Path] | None, config: DataC
 
 def _written(
     folder: Path,
-    masks: dict[str, Path] | None,
+    masks: Masks | None,
     config: DataConfig,
     measured: tuple[float, float] | None,
     numbered: tuple[int, Volume],
@@ -189,7 +189,7 @@ def _kept(folder: Path, part: _Slice, start: int, dtype: type, shape: tuple[int,
 
 
 def _slices(
-    volume: Volume, masks: dict[str, Path] | None, config: DataConfig, measured: tuple[float, float] | None
+    volume: Volume, masks: Masks | None, config: DataConfig, measured: tuple[float, float] | None
 ) -> tuple[Float32[np.ndarray, "n h w c"], UInt8[np.ndarray, "n h w"] | None]:
     """The slices of a volume, and the classes of their pixels where masks are wanted."""
     stack = volume.read()
