@@ -166,6 +166,12 @@ def test_a_file_that_is_no_table_is_refused(files, name, content, message):
         manifest.source(DataConfig(name="manifest", path=str(files / name)))
 
 
+def test_a_field_of_volumes_is_refused_of_images(files):
+    config = table(files, rows_of(3))
+    with pytest.raises(ConfigError, match=r"data\.block=3: is of volumes .* and the table lists images"):
+        manifest.source(DataConfig(name="manifest", path=config.path, block=3))
+
+
 def test_no_table_is_told(tmp_path):
     with pytest.raises(DataError, match=r"found none\. Check data\.path"):
         manifest.source(DataConfig(name="manifest", path=str(tmp_path / "t.csv")))

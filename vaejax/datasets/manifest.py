@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, Int32
 
-from vaejax.config import DataConfig
+from vaejax.config import DataConfig, require_volumes
 from vaejax.datasets import image_folder, stacks, volumes
 from vaejax.datasets.image import SUFFIXES
 from vaejax.datasets.source import Examples, Source, first_of, hash_files, size_of
@@ -48,6 +48,7 @@ def source(config: DataConfig) -> Source:
     patient, label and split, and have one mask or one each. Splits that are not named are made.
 
     Raises:
+        ConfigError: a field of volumes, and images in the table.
         DataError: no such table, other columns, a path twice, outside of the folder, or of no file, a column that is filled in
             some rows only, labels of both kinds, images and volumes in one table, or a series whose rows disagree.
     """
@@ -65,6 +66,8 @@ def source(config: DataConfig) -> Source:
     files = [("", table), *((name, table.parent / name) for row in rows for name in (row.path, row.mask) if name)]
     if of_volumes:
         stacks.require_libraries("data.name='manifest' of volumes")
+    else:
+        require_volumes(config, "the table lists images")
     contents = volumes.contents_of(files, config) if of_volumes else hash_files(files)
     return Source(contents, label_names, lambda: _open(table, rows, labels, of_volumes, config))
 
