@@ -449,7 +449,7 @@ def test_16_bits_of_colour_stay(tmp_path):
     np.testing.assert_array_equal(imagecodecs.png_decode(pictures.copy(tmp_path / "a.tif", ()).content), pixels)
 
 
-@pytest.mark.parametrize(("order", "photometric"), [("<", "minisblack"), ("<", "miniswhite"), (">", "minisblack")])
+@pytest.mark.parametrize(("order", "photometric"), [(order, kind) for order in "<>" for kind in ("minisblack", "miniswhite")])
 def test_a_tiff_file_looks_the_same_afterwards(tmp_path, order, photometric):
     pixels = RNG.integers(0, 65536, (5, 7)).astype(np.uint16)
     (tmp_path / "a.tif").write_bytes(imagecodecs.tiff_encode(pixels.copy(), photometric=photometric, byteorder=order))
@@ -457,11 +457,12 @@ def test_a_tiff_file_looks_the_same_afterwards(tmp_path, order, photometric):
     np.testing.assert_array_equal(imagecodecs.png_decode(pictures.copy(tmp_path / "a.tif", ()).content), expected)
 
 
-def test_several_pages_are_refused(tmp_path):
-    pages = [Image.new("L", (4, 4)) for _ in range(2)]
-    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(DataError, match="2 images in one file"):
-        pictures.copy(tmp_path / "a.tif", ())
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_several_pages_or_frames_are_refused(tmp_path, suffix):
+    pages = [Image.new("L", (4, 4), 9 * number) for number in range(3)]
+    pages[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match=r"3 frames (or pages )?in one file"):
+        pictures.copy(tmp_path / f"a.{suffix}", ())
 
 
 def test_the_code_words_of_a_photograph_stay_until_it_is_blanked(tmp_path):

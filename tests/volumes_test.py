@@ -1,5 +1,6 @@
 """A folder of DICOM and NIfTI files: slices as a radiologist sees them, sorted, scaled, and patients kept whole."""
 
+import tempfile
 from pathlib import Path
 
 import nibabel
@@ -359,6 +360,19 @@ def test_a_volume_is_decoded_once(three, monkeypatch):
     monkeypatch.setattr(nifti, "decode", lambda path: calls.append(path) or decode(path))
     load(config(three, slice_content=0.1, slice_axis=0), three.parent / "cache")
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_temporary_folder_is_blamed_and_not_the_cache(three, tmp_path, monkeypatch, workers):
+    """/dev/full in the place of the files where slices wait: of the first, by a link that is there before."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    (folder / "0").symlink_to("/dev/full")
+    make = tempfile.mkdtemp
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **asked: str(folder) if asked["prefix"] == "vaejax-" else make(**asked))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(DataError, match=r"^TMPDIR=.*No space left.*set the environment variable TMPDIR"):
+        load(config(three, workers=workers), tmp_path / "cache")
 
 
 def test_masks_are_cut_and_turned_with_their_images(tmp_path):

@@ -148,6 +148,9 @@ def _labels(prefix: str, fields: _Fields, n: int) -> Int[np.ndarray, " n"] | Non
         return None
     labels = fields["labels"]
     _check_column(f"{prefix}labels", labels[:, 0] if labels.ndim == 2 and labels.size else labels, n, "iu", "whole numbers")
+    most = np.iinfo(np.int32).max
+    if labels.size and not (-most <= labels.min() and labels.max() <= most):
+        raise DataError(f"{prefix}labels: expected numbers from {-most} to {most}, found {labels.min()} to {labels.max()}.")
     return labels.reshape(-1).astype(np.int32) if labels.size == n else None
 
 

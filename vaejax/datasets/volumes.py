@@ -10,7 +10,7 @@ import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,7 +124,7 @@ def examples(volumes: list[Volume], masks: Masks | None, config: DataConfig) -> 
             "and blank it with `vaejax deidentify`."
         )
     measured = _measured(volumes, config) if config.normalize == "dataset" and not config.window else None
-    with contextlib.ExitStack() as stack:
+    with _blaming_the_temporary_folder(), contextlib.ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="vaejax-"))  # mode 0700
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         write = functools.partial(_written, folder, masks, config, measured)
@@ -148,6 +148,18 @@ def examples(volumes: list[Volume], masks: Masks | None, config: DataConfig) -> 
     patients = np.array([-1 if part.volume in reasons else numbers[volumes[part.volume].patient] for part in chosen])
     paths = tuple(f"{volumes[part.volume].paths[0]}, slice {part.place}" for part in chosen)
     return Examples(len(chosen), read, None, paths, patients, segmentation, measured)
+
+
+@contextlib.contextmanager
+def _blaming_the_temporary_folder() -> Iterator[None]:
+    """All that is written here is written there; decoders give no OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"TMPDIR={tempfile.tempdir!r}: the slices could not be kept there while they are prepared: {error}. "
+            "Check free space and permissions, or set the environment variable TMPDIR to another folder."
+        ) from error
 
 
 def _written(
