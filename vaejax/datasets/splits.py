@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, Num
 
+from vaejax.config import DataConfig
 from vaejax.datasets.source import Examples, example_name, take
 from vaejax.errors import DataError
 
@@ -34,6 +35,20 @@ def by_name(examples: Examples, names: Sequence[str]) -> dict[str, Examples]:
         raise DataError("expected examples in the split train, found none.")
     present = [split for split in ("train", "val", "test") if split in splits]
     return {split: take(examples, np.flatnonzero(splits == split)) for split in present}
+
+
+def arranged(splits: dict[str, Examples], config: DataConfig, label_names: tuple[str, ...] | None) -> dict[str, Examples]:
+    """The splits that a configuration makes of those of a source: completed, of normal images, with a calibration.
+
+    Raises:
+        DataError: as `complete`, `of_normals` and `set_apart`.
+    """
+    splits = complete(splits, config.validation_fraction, label_names)
+    if config.normal:
+        splits = of_normals(splits, config.normal, label_names)
+    if config.calibration_fraction:
+        splits = set_apart(splits, config.calibration_fraction, ["calibration"], label_names)
+    return splits
 
 
 def complete(splits: dict[str, Examples], fraction: float, label_names: tuple[str, ...] | None) -> dict[str, Examples]:
