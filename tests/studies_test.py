@@ -107,6 +107,50 @@ def test_pictures_are_those_of_training_and_come_back(tmp_path, mode, dtype, whi
     assert len(written) >= 52
 
 
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_tiff_files_are_pictures(tmp_path, dtype, white):
+    pixels = np.random.default_rng(0).integers(0, white, (12, 10)).astype(dtype)
+    Image.fromarray(pixels).save(tmp_path / "a.TIF", "TIFF")
+    (study,) = opened(tmp_path / "a.TIF", (12, 10))
+    np.testing.assert_array_equal(study.images[0, ..., 0], pixels / np.float32(white))
+    (file,) = study.save(tmp_path / "out", study.units(study.back(study.images)), "reconstruction")
+    assert file.suffix == ".png"
+    np.testing.assert_array_equal(np.array(Image.open(file))[:12, :10], pixels)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "n", "channels"),
+    [("image_folder", (12, 10), "u1", 1, 1), ("image_folder", (12, 10, 3), "u2", 1, 3), ("image_folder", (12, 10), "f8", 1, 1),
+     ("arrays", (5, 12, 10), "u1", 5, 1), ("arrays", (5, 12, 10, 3), "f4", 5, 3), ("medmnist", (2, 7, 12, 10), "u1", 14, 1),
+     ("arrays", (2, 7, 12, 10, 3), ">u2", 14, 3)],
+    ids=str,
+)  # fmt: skip
+def test_npy_files_are_arrays_as_they_are_in_training(tmp_path, name, shape, dtype, n, channels):
+    rng = np.random.default_rng(0)
+    white = 1.0 if "f" in dtype else np.iinfo(dtype).max
+    values = rng.uniform(0, 1, shape).astype(dtype) if white == 1.0 else rng.integers(0, white, shape).astype(dtype)
+    np.save(tmp_path / "a.npy", values)
+    config = DataConfig(name=name, path="unused")
+    (study,) = studies.read(tmp_path / "a.npy", config, data(12, 10, channels))
+    assert study.images.shape == (n, 12, 10, channels)
+    np.testing.assert_allclose(study.images, values.reshape(n, 12, 10, channels) / white, atol=1e-7)
+    restored = study.units(study.back(study.images))
+    (file,) = study.save(tmp_path / "out", restored, "reconstruction")
+    written = np.load(file)
+    assert file.name == f"{study.id}_reconstruction.npy"
+    assert written.dtype == (np.float32 if white == 1.0 else np.dtype(dtype).newbyteorder("="))
+    np.testing.assert_allclose(written, values, rtol=1e-6)
+    (coarse,) = studies.read(tmp_path / "a.npy", config, data(8, 8, channels))
+    assert coarse.back(np.ones((n, 8, 8), bool)).shape == shape[: len(shape) - (channels > 1)]
+
+
+def test_an_npy_file_that_holds_no_images_is_told(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((3, 4, 5), 7.5))
+    for name in ("arrays", "image_folder"):
+        with pytest.raises(DataError, match=r"a\.npy: .*values from 0 to 1|a\.npy: an array of shape"):
+            list(studies.read(tmp_path, DataConfig(name=name, path="unused"), data(4, 5)))
+
+
 def test_ids_say_nothing_and_depend_on_contents_alone(tmp_path):
     for name in ("JaneRoe.nii", "other.nii"):
         save_nifti(tmp_path / "in" / name, np.arange(60.0).reshape(3, 4, 5))
