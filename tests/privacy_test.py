@@ -603,6 +603,30 @@ def test_a_target_that_cannot_be_used_is_told(cohort, tmp_path, target, told):
         folder.deidentify(cohort, tmp_path / target, KEY)
 
 
+@pytest.mark.parametrize("at", ["pathlib.Path.rename", "json.dump"])
+def test_the_same_command_finishes_what_was_interrupted(cohort, tmp_path, monkeypatch, at):
+    """After the names are there and before the copies are; and while the names are written."""
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(at, interrupt)
+        folder.deidentify(cohort, tmp_path / "out", KEY, on_error="skip")
+    names = tmp_path / "out-names.json"
+    assert names.exists() == (at != "json.dump")
+    assert not (tmp_path / "out").exists()
+    left = names.read_bytes() if names.exists() else None
+    if left:
+        with pytest.raises(DataError, match=r"out-names\.json: .* of another key: the only way back"):
+            folder.deidentify(cohort, tmp_path / "out", b"another key of 32 bytes or more..", on_error="skip")
+    folder.deidentify(cohort, tmp_path / "out", KEY, on_error="skip")
+    assert left in (None, names.read_bytes())
+    assert stat.S_IMODE(names.stat().st_mode) == 0o600
+    assert (tmp_path / "out" / "deidentification.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "out-names.json"]
+
+
 def test_names_of_an_earlier_copy_are_not_overwritten(cohort, tmp_path):
     (tmp_path / "out-names.json").touch()
     with pytest.raises(DataError, match=r"out-names\.json: expected nothing"):
