@@ -490,6 +490,22 @@ def test_photographs_are_turned_as_before(tmp_path, orientation):
         assert (one != other).any(axis=-1).sum() <= len(masks)  # the pixel of the box
 
 
+def test_what_the_standard_wants_of_common_classes_is_there_if_only_empty(tmp_path):
+    """Types 1 and 2 of segmentations, dose, nuclear medicine, PET, mammography and angiography."""
+    wanted = {"ContentDescription": "Doe", "OperatorsName": "Doe", "SeriesTime": "101010", "CollimatorType": "PARA",
+              "DetectorType": "DIRECT", "CountsAccumulated": 1234567, "NumberOfDetectors": 2, "NumberOfEnergyWindows": 1,
+              "RadiationSetting": "GR", "PositionerType": "CARM", "OrganExposed": "BREAST"}  # fmt: skip
+    copy = dicom_file.copy(save(tmp_path / "a", **wanted, DetectorInformationSequence=[Dataset()]), KEY, "id", ())
+    (tmp_path / "b").write_bytes(copy.content)
+    new = dcmread(tmp_path / "b")
+    for keyword in ("ContentDescription", "OperatorsName", "CollimatorType", "DetectorType", "CountsAccumulated"):
+        assert new[keyword].is_empty, keyword
+    assert len(new.DetectorInformationSequence) == 0
+    for keyword in ("NumberOfDetectors", "NumberOfEnergyWindows", "RadiationSetting", "PositionerType", "OrganExposed"):
+        assert new[keyword].value == wanted[keyword], keyword
+    assert new.SeriesTime == "000000"
+
+
 # --- folders
 
 

@@ -315,7 +315,7 @@ def test_a_derived_series_has_what_its_class_requires(series, tmp_path):
     present = (
         "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber ReferringPhysicianName "
         "SeriesNumber InstanceNumber PositionReferenceIndicator SliceThickness ScanOptions MRAcquisitionType EchoTime "
-        "EchoTrainLength RepetitionTime Manufacturer PixelRepresentation"
+        "EchoTrainLength RepetitionTime Manufacturer PixelRepresentation PatientPosition"
     )
     assert [keyword for keyword in with_value.split() if not result.get(keyword)] == []
     assert [keyword for keyword in present.split() if keyword not in result] == []
@@ -348,8 +348,30 @@ def test_a_mask_comes_back_to_its_series(series, tmp_path, fields):
     shown = there(study, mask, lambda mask: mask)
     files = study.save(tmp_path / "out", study.back(shown), "mask")
     written = np.stack([pydicom.dcmread(file).pixel_array for file in files])
-    assert written.dtype == np.uint8
+    assert written.dtype == np.uint16  # the one size that MR images have
     assert dice(written, mask) > 0.98
+
+
+def test_what_goes_with_a_sequence_stays_and_colours_are_no_mr_images(tmp_path):
+    save_dicom(tmp_path / "in" / "a", np.zeros((4, 5)), ScanningSequence="IR", InversionTime=2500.0, PatientPosition="HFS")
+    (study,) = opened(tmp_path / "in", (4, 5))
+    result = pydicom.dcmread(study.save(tmp_path / "out", study.back(study.images), "map")[0])
+    assert (result.ScanningSequence, result.InversionTime, result.PatientPosition) == ("IR", 2500.0, "HFS")
+    assert "TriggerTime" not in result
+    colour = pydicom.dcmread(study.save(tmp_path / "out", np.zeros((1, 4, 5, 3), np.uint8), "overlay")[0])
+    assert (colour.SOPClassUID, colour.BitsAllocated) == (uid.SecondaryCaptureImageStorage, 8)
+    assert "PatientOrientation" in colour
+
+
+@pytest.mark.parametrize(
+    ("characters", "name"), [("ISO_IR 100", "M\u00fcller^J\u00fcrgen"), ("ISO_IR 192", "\u5c71\u7530^\u592a\u90ce")]
+)
+def test_names_in_any_script_are_copied_as_they_are(tmp_path, characters, name):
+    said = {"SpecificCharacterSet": characters, "PatientName": name, "StudyInstanceUID": "1.2.3.5"}
+    save_dicom(tmp_path / "in" / "a", np.zeros((4, 5)), **said)
+    (study,) = opened(tmp_path / "in", (4, 5))
+    (file,) = study.save(tmp_path / "out", study.back(study.images), "map", identify=True)
+    assert str(pydicom.dcmread(file).PatientName) == name
 
 
 def test_what_was_cropped_away_is_padding(series, tmp_path):
