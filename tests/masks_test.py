@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from volumes_test import save_dicom
 
+from vaejax import studies
 from vaejax.config import DataConfig
-from vaejax.datasets import load, volumes
+from vaejax.datasets import DataSet, dicom, load, volumes
 from vaejax.datasets.masks import masks_in, of_files, stem
 from vaejax.datasets.source import Examples
 from vaejax.errors import DataError
@@ -213,3 +214,22 @@ def test_a_nifti_mask_needs_slices_at_equal_distances(series, tmp_path):
     examples = cut(series, masks=str(tmp_path / "masks"))
     with pytest.raises(DataError, match="its mask: of a series whose slices have no places at equal distances"):
         examples.segmentation(examples.n - 1)
+
+
+def test_a_result_of_real_series_is_their_mask(real_data, tmp_path):
+    """What `vaejax.studies` writes of three MR studies, under names of its own, lies on them when it comes back as masks."""
+    root = real_data / "hippocampus_msd" / "dicom"
+    expected = []
+    for folder in sorted(path for path in root.glob("*/*") if path.is_dir()):
+        shape = dicom.read_header(next(folder.iterdir())).shape[1:]
+        (study,) = studies.read(folder, DataConfig(name="volumes", path="unused"), DataSet({}, shape, 1.0, None, "", ()))
+        mask = (study.images[..., 0] > 0.5).astype(np.uint8)
+        (study.save(tmp_path / "made", study.back(mask), "mask")[0].parent).rename(tmp_path / folder.name)
+        (tmp_path / "masks" / folder.parent.name).mkdir(parents=True)
+        (tmp_path / folder.name).rename(tmp_path / "masks" / folder.parent.name / folder.name)
+        expected.extend(mask)
+    examples = volumes.source(DataConfig(name="volumes", path=str(root), masks=str(tmp_path / "masks"))).open()["train"]
+    assert examples.n == len(expected) == 107
+    for i, mask in enumerate(expected):
+        np.testing.assert_array_equal(examples.segmentation(i), mask)
+        np.testing.assert_array_equal(examples.read(i)[..., 0] > 0.5, mask)
