@@ -335,6 +335,17 @@ def test_headers_are_counted_by_their_codes_alone(tmp_path):
     assert headers.count([tmp_path / "d.dcm"], DataConfig()) is None
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
+def test_all_files_of_the_series_of_a_table_are_counted(tmp_path):
+    for i in range(6):
+        place = {"ImagePositionPatient": [0, 0, i], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        save_dicom(tmp_path / f"{i}.dcm", noise(4, 4, seed=i), Modality="CT", SeriesInstanceUID=f"1.{i // 2}", **place)
+    (tmp_path / "t.csv").write_text("path\n" + "".join(f"{i}.dcm\n" for i in range(6)))
+    facts = inspection.inspect(DataConfig(name="manifest", path=str(tmp_path / "t.csv")), "").facts
+    assert (facts["files"], facts["images"], facts["patients"]) == (6, 6, 3)
+    assert (facts["headers"]["files"], facts["headers"]["series"]) == (6, 3)
+
+
 def test_nothing_that_can_be_read_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"none that can be read \(a\.png: neither a PNG nor a JPEG"):

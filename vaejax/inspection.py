@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vaejax.config import DataConfig
-from vaejax.datasets import SOURCES, Split, headers
+from vaejax.datasets import SOURCES, Split, headers, manifest
 from vaejax.datasets.image import SUFFIXES, WHITE
 from vaejax.datasets.source import Examples, Source, example_name, files_in
 from vaejax.datasets.splits import arranged
@@ -154,7 +154,7 @@ def inspect(config: DataConfig, why: str, seed: int = 0) -> Inspection:
     if not read.tally.images:
         first = "; ".join(": ".join(place[1:]) for place in read.unreadable[:1])
         raise DataError(f"data.path={config.path}: expected images, found none that can be read ({first}). Check data.path.")
-    files = _files(config, splits)
+    files = _files(config)
     facts = {
         "source": config.name,
         "why": why,
@@ -265,12 +265,12 @@ def _patients(parts: Iterable[Examples]) -> int | None:
     return len(np.setdiff1d(np.concatenate(known), [-1])) if known else None
 
 
-def _files(config: DataConfig, splits: dict[str, Examples]) -> list[Path]:
+def _files(config: DataConfig) -> list[Path]:
     """Those that may have a header to read."""
     root = Path(config.path or "")
     if config.name == "volumes":
         return files_in(root, "**/*")
-    listed = [root.parent / path for path in _paths(splits)] if config.name == "manifest" else []
+    listed = manifest.listed(root) if config.name == "manifest" else []
     return [path for path in listed if path.suffix.lower() not in SUFFIXES]
 
 

@@ -72,6 +72,11 @@ def source(config: DataConfig) -> Source:
     return Source(contents, label_names, lambda: _open(table, rows, labels, of_volumes, config))
 
 
+def listed(table: Path) -> list[Path]:
+    """The files of the rows, masks aside. Raises DataError where there is no such table."""
+    return [table.parent / row.path for row in _read(table)]
+
+
 def _open(
     table: Path, rows: list[Row], labels: Int32[np.ndarray, " rows"] | None, of_volumes: bool, config: DataConfig
 ) -> dict[str, Examples]:
