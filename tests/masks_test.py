@@ -84,10 +84,10 @@ def grid() -> np.ndarray:
     return np.stack([classes_at(place + rows * SPACING[1] * COLUMN + columns * SPACING[2] * ROW) for place in places(SHAPE[0])])
 
 
-def save_slice(path: Path, number: int, pixels: np.ndarray, series: str, move: float = 0.0) -> None:
+def save_slice(path: Path, number: int, pixels: np.ndarray, series: str, move: float = 0.0, **other) -> None:
     fields = {"ImagePositionPatient": [round(float(x), 6) for x in places(SHAPE[0])[number] + move * NORMAL],
               "ImageOrientationPatient": [*ROW, *COLUMN], "PixelSpacing": [SPACING[1], SPACING[2]]}  # fmt: skip
-    save_dicom(path, pixels, SeriesInstanceUID=series, PatientID=series, **fields)
+    save_dicom(path, pixels, **{"SeriesInstanceUID": series, "PatientID": series, **fields, **other})
 
 
 @pytest.fixture
@@ -173,6 +173,18 @@ def moved(masks: Path) -> None:
         save_slice(masks / f"p2/ct/{number}", number, pixels.astype(np.int16), "2.2", move=0.5)
 
 
+def stretched(masks: Path) -> None:
+    for number, pixels in enumerate(grid()):
+        spacing = [SPACING[1], 1.1 * SPACING[2]]
+        save_slice(masks / f"p2/ct/{number}", number, pixels.astype(np.int16), "2.2", PixelSpacing=spacing)
+
+
+def inverse(masks: Path) -> None:
+    for number, pixels in enumerate(grid()):
+        fields = {"PhotometricInterpretation": "MONOCHROME1", "PixelRepresentation": 0, "BitsStored": 8, "HighBit": 7}
+        save_slice(masks / f"p2/ct/{number}", number, 255 * (pixels > 3).astype(np.int16), "2.2", **fields)
+
+
 def moved_nifti(masks: Path) -> None:
     as_nifti("xyz", masks, 2)
     path = masks / "p2" / "ct.nii.gz"
@@ -193,9 +205,10 @@ def large(masks: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [(fewer, "its mask: 5 x 8 x 10 slices, rows and columns; expected 6 x 8 x 10"), (moved, "its mask: lies elsewhere"),
-     (moved_nifti, "its mask: lies elsewhere"), (one_picture, "no mask .* for 1 of its 6 files"), (large, "no classes"),
+     (moved_nifti, "its mask: lies elsewhere"), (stretched, "its mask: lies elsewhere"), (inverse, "its mask: in MONOCHROME1"),
+     (one_picture, "no mask .* for 1 of its 6 files"), (large, "no classes"),
      (lambda masks: None, "no mask of this relative path in data.masks$")],
-    ids=["fewer", "moved", "moved NIfTI", "one picture", "large", "none"],
+    ids=["fewer", "moved", "moved NIfTI", "stretched", "inverse", "one picture", "large", "none"],
 )  # fmt: skip
 def test_a_mask_that_does_not_fit_its_series_is_told(series, tmp_path, make, message):
     for patient in range(2):
@@ -214,6 +227,21 @@ def test_a_nifti_mask_needs_slices_at_equal_distances(series, tmp_path):
     examples = cut(series, masks=str(tmp_path / "masks"))
     with pytest.raises(DataError, match="its mask: of a series whose slices have no places at equal distances"):
         examples.segmentation(examples.n - 1)
+
+
+@pytest.mark.parametrize("codes", ["LPS", "ASR", "PIL"])
+def test_the_axes_of_a_nifti_mask_may_run_otherwise_than_those_of_its_image(tmp_path, codes):
+    classes = np.random.default_rng(0).integers(0, 3, (5, 6, 7)).astype(np.uint8)
+    affine = np.array([[0, 0, -3.0, 9], [-1, 0, 0, 7], [0, 2, 0, 5], [0, 0, 0, 1]])
+    image = nibabel.Nifti1Image(classes, affine)
+    turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(affine), nibabel.orientations.axcodes2ornt(codes))
+    for name, one in (("in", nibabel.Nifti1Image(4.0 * classes, affine)), ("masks", image.as_reoriented(turn))):
+        (tmp_path / name).mkdir()
+        nibabel.save(one, tmp_path / name / "a.nii.gz")
+    for axis in range(3):
+        examples = cut(tmp_path / "in", masks=str(tmp_path / "masks"), slice_axis=axis)
+        for i in range(examples.n):
+            np.testing.assert_allclose(examples.read(i)[..., 0] * 2, examples.segmentation(i))
 
 
 def test_a_result_of_real_series_is_their_mask(real_data, tmp_path):

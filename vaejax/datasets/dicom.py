@@ -81,6 +81,7 @@ class Header(NamedTuple):
         bits: stored a sample.
         text: whether the pixels may show text (see `vaejax.datasets.burned_in`).
         head: whether a part of the head is said to be shown.
+        mirrored: whether the decoded pixels are, as of MONOCHROME1.
     """
 
     shape: tuple[int, int, int, int]
@@ -98,6 +99,7 @@ class Header(NamedTuple):
     bits: int
     text: bool
     head: bool
+    mirrored: bool
 
 
 class Picture(NamedTuple):
@@ -345,6 +347,7 @@ def _header(data: Dataset, layout: Layout) -> Header:
         layout.stored,
         burned_in.suspected(data),
         (_text(data, "BodyPartExamined") or "") in HEADS,
+        layout.photometric == "MONOCHROME1",
     )
 
 

@@ -116,8 +116,11 @@ def _of_series(files: tuple[Path, ...], stack: Stack, config: DataConfig) -> Num
     from vaejax.datasets import dicom, series
 
     mask, source = series.decode(files, isolation.reader(dicom.decode, config)), stack.source
-    if len(mask.pixels) == len(source.pixels) and mask.positions is not None and source.positions is not None:
-        _check_places(mask.positions - source.positions, stack)
+    if mask.header.mirrored:
+        raise DataError("in MONOCHROME1, so that nobody knows which value stands for none. Store it in MONOCHROME2")
+    for mine, theirs in ((mask.positions, source.positions), (series.last_pixels(mask), series.last_pixels(source))):
+        if mine is not None and theirs is not None and len(mine) == len(theirs):
+            _check_places(mine - theirs, stack)
     return mask.pixels
 
 

@@ -136,6 +136,15 @@ def affine(series: Series) -> Float[np.ndarray, "4 4"]:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ placed
 
 
+def last_pixels(series: Series) -> Float[np.ndarray, "n 3"] | None:
+    """Where the centre of each frame's last pixel lies, mm; None where it is unknown."""
+    if series.positions is None or series.orientations is None or series.header.spacing is None:
+        return None
+    (height, width), (rows, columns) = series.pixels.shape[1:3], series.header.spacing
+    reach = np.array([(width - 1) * columns, (height - 1) * rows])
+    return series.positions + np.einsum("k,nkd->nd", reach, series.orientations)
+
+
 def save(folder: Path, values: Shaped[np.ndarray, "n h w ..."], series: Series, name: str, identify: bool) -> list[Path]:
     """Writes a derived series: one file a frame, each in the place of its source, to which it refers.
 
