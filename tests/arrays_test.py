@@ -119,6 +119,11 @@ def test_volumes_with_channels_and_patients(tmp_path):
         ({"images": pixels(3, 5, 4), "lables": np.zeros(3)}, "found the array lables. Did you mean labels"),
         ({"images": pixels(3, 5, 4), "labels": np.zeros(3)}, "labels: expected 3, whole numbers, .* found float64"),
         ({"images": pixels(3, 5, 4), "labels": np.zeros((2, 1), int)}, r"found int64 of shape \(2,\)"),
+        ({"images": pixels(3, 5, 4), "labels": np.array([0, 2**31, 1])}, "labels: .* to 2147483647, found 0 to 2147483648"),
+        (
+            {"images": pixels(3, 5, 4), "labels": np.array([0, 2**63, 1], np.uint64)},
+            "labels: .* 0 to 9223372036854775808",
+        ),
         ({"images": pixels(3, 5, 4), "patients": np.zeros((3, 2), int)}, r"patients: .* found int64 of shape \(3, 2\)"),
         ({"images": pixels(3, 5, 4), "split": np.zeros(3, int)}, "split: expected 3, text"),
         ({"images": pixels(3, 5, 4), "split": np.array(["train", "dev", "test"])}, "train, val and test, found 'dev'"),

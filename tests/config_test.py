@@ -38,6 +38,9 @@ PARTNERS = {
 }
 """What else must be set for a value that is allowed only beside it."""
 
+VOLUMES = {"data.name": "volumes", "data.path": "somewhere"}
+"""What must be set for a field of volumes."""
+
 
 class Names(tuple):
     """Stands for the kind of a field that is a list of names."""
@@ -188,10 +191,29 @@ def test_a_field_refuses(leaf, value):
 
 @pytest.mark.parametrize(("leaf", "value"), list(_accepted()))
 def test_a_field_accepts_its_limits(leaf, value):
-    partners = PARTNERS.get((leaf.name, value), {})
+    partners = PARTNERS.get((leaf.name, value), {}) | (VOLUMES if leaf.limits["meaning"].startswith("volumes") else {})
     found = _get(from_dict(_values({leaf.name: value} | partners)), leaf.name)
     assert found == value
     assert found is None or type(found) is (tuple if leaf.kind in (Names, Reals) else leaf.kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("slice_axis", 0), ("slice_content", 0.1), ("window", (40, 400)), ("slice_range", (0.1, 0.9)), ("spacing", (1.0, 1.0)),
+     ("block", 3), ("normalize", "dataset")],
+)  # fmt: skip
+def test_fields_of_volumes_are_refused_where_there_are_none(name, value):
+    for other in ({}, {"data.name": "image_folder", "data.path": "p"}, {"data.name": "arrays", "data.path": "p"}):
+        with pytest.raises(ConfigError, match=rf"data\.{name}=.*: is of volumes .*, and data\.name is .* Leave it out"):
+            from_dict(_values({f"data.{name}": value} | other))
+    assert getattr(from_dict(_values({f"data.{name}": value} | VOLUMES)).data, name) == value
+    manifest = VOLUMES | {"data.name": "manifest"}  # its table says what there is
+    assert getattr(from_dict(_values({f"data.{name}": value} | manifest)).data, name) == value
+
+
+def test_every_field_of_volumes_is_known_as_one():
+    told = {leaf.name.partition(".")[2] for leaf in LEAVES if leaf.limits["meaning"].startswith("volumes")}
+    assert told == set(configuration._OF_VOLUMES)
 
 
 def test_a_whole_number_serves_where_a_fraction_may_stand():

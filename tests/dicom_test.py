@@ -18,7 +18,8 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from vaejax.datasets.dicom import Header, decode, looked_up, order, raw, read_header, windowed
+from vaejax.datasets.dicom import Header, decode, order, raw, read_header
+from vaejax.datasets.windows import Lut, window
 from vaejax.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -178,7 +179,7 @@ def test_monochrome1_is_mirrored_with_its_windows_and_raw_is_not(tmp_path, dtype
     assert mirrored.pixels.dtype == image.pixels.dtype
     np.testing.assert_array_equal(mirrored.pixels, total - image.pixels.astype(np.float64))
     mine, theirs = mirrored.header.windows[0], image.header.windows[0]
-    np.testing.assert_allclose(windowed(mirrored.pixels, *mine), 1 - windowed(image.pixels, *theirs), atol=1e-6)
+    np.testing.assert_allclose(window(*mine).grey(mirrored.pixels), 1 - window(*theirs).grey(image.pixels), atol=1e-6)
 
 
 def test_a_table_of_monochrome1_is_mirrored_too(tmp_path):
@@ -189,10 +190,10 @@ def test_a_table_of_monochrome1_is_mirrored_too(tmp_path):
         decode(_save(tmp_path / f"{name}.dcm", _dataset(pixels, name, VOILUTSequence=[table])))
         for name in ("MONOCHROME1", "MONOCHROME2")
     )
-    expected = looked_up(plain.pixels, plain.header.luts[0])
+    expected = plain.header.luts[0].grey(plain.pixels)
     assert expected.max() == 1
     assert expected.ravel()[6] == np.float32(200 / 255)
-    np.testing.assert_allclose(looked_up(dark.pixels, dark.header.luts[0]), 1 - expected, atol=1e-6)
+    np.testing.assert_allclose(dark.header.luts[0].grey(dark.pixels), 1 - expected, atol=1e-6)
 
 
 # --- windows
@@ -217,7 +218,7 @@ def _window(x: float, centre: float, width: float, function: str) -> float:
 def test_windows_are_those_of_the_standard(function, centre, width, dtype):
     x = (np.arange(-100, 100) if width < 3 else np.arange(-3000, 3000, 7)).astype(dtype)
     expected = [_window(float(value), centre, width, function) for value in x]
-    np.testing.assert_allclose(windowed(x, centre, width, function), expected, atol=2e-6)
+    np.testing.assert_allclose(window(centre, width, function).grey(x), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -225,13 +226,32 @@ def test_windows_are_those_of_the_standard(function, centre, width, dtype):
 )
 def test_windows_that_the_standard_forbids_are_refused(width, function):
     with pytest.raises(DataError, match="a window"):
-        windowed(np.zeros(3), 0, width, function)
+        window(0, width, function)
 
 
 def test_a_file_s_windows_come_as_pairs_and_impossible_ones_not_at_all(tmp_path):
     fields = {"WindowCenter": [40, 300, 7], "WindowWidth": [400, 1500, 0], "VOILUTFunction": "SIGMOID"}
     header = read_header(_save(tmp_path / "a.dcm", _dataset(_noise(3, 3), **fields)))
     assert (header.windows, header.function) == (((40, 400), (300, 1500)), "SIGMOID")
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_a_window_is_undone_between_black_and_white(function):
+    scale = window(40, 400, function)
+    x = np.linspace(-155, 235, 200)
+    np.testing.assert_allclose(scale.units(scale.grey(x)), x, atol=0.01)
+    assert np.isnan(scale.units(np.full(2, np.nan, np.float32))).all()
+    np.testing.assert_array_equal(scale.grey(np.array([np.nan, -np.inf, np.inf])), [0, 0, 1])
+
+
+def test_a_table_that_rises_is_undone():
+    table = Lut(-10, np.array([0, 100, 100, 255], "u1"), 255)
+    assert table.rises
+    np.testing.assert_allclose(table.grey(np.array([np.nan, -99, -9.4, -8, 99])), [0, 0, 100 / 255, 100 / 255, 1], rtol=1e-6)
+    back = table.units(np.array([0, 50 / 255, 200 / 255, 1, np.nan], np.float32))
+    np.testing.assert_allclose(back, [-10, -9.5, -8 + 100 / 155, -7, np.nan], rtol=1e-5)
+    assert not Lut(0, np.array([0, 9, 3], "u1"), 255).rises
+    assert not Lut(0, np.array([7, 7], "u1"), 255).rises
 
 
 # --- colour

@@ -57,7 +57,7 @@ def tiff(tags: dict[int, int | tuple[int, ...]], pixels: bytes = bytes(64)) -> b
 
 
 def plain(pixels: np.ndarray, **other) -> bytes:
-    """An uncompressed TIFF."""
+    """An uncompressed TIFF, little-endian."""
     height, width, samples = (*pixels.shape, 1)[:3]
     bits = (8 * pixels.dtype.itemsize,) * samples
     tags = {"width": width, "height": height, "bits": bits, "compression": 1, "meaning": 2 if samples == 3 else 1}
@@ -81,6 +81,30 @@ def test_a_tiff_keeps_every_bit(tmp_path, pixels, compression):
 def test_a_tiff_whose_zero_is_white_is_inverted(tmp_path, pixels):
     found = image.decode(file(tmp_path, plain(pixels, meaning=0)))
     np.testing.assert_array_equal(found[..., 0], np.iinfo(pixels.dtype).max - pixels)
+
+
+def big_endian(pixels: np.ndarray, meaning: int) -> bytes:
+    """An uncompressed TIFF of grey values."""
+    (height, width), bits = pixels.shape, 8 * pixels.dtype.itemsize
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: meaning, 273: 134, 277: 1, 278: height, 279: pixels.nbytes, 284: 1}
+    entries = b"".join(struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    content = pixels.astype(pixels.dtype.newbyteorder(">")).tobytes()
+    return b"MM\0*" + struct.pack(">IH", 8, len(tags)) + entries + bytes(4) + content
+
+
+@pytest.mark.parametrize("pixels", [GREY8, GREY16])
+@pytest.mark.parametrize("meaning", [0, 1])
+def test_the_order_of_bytes_does_not_matter(tmp_path, pixels, meaning):
+    found = image.decode(file(tmp_path, big_endian(pixels, meaning)))[..., 0]
+    np.testing.assert_array_equal(found, pixels if meaning else np.iinfo(pixels.dtype).max - pixels)
+    np.testing.assert_array_equal(found, image.decode(file(tmp_path, plain(pixels, meaning=meaning)))[..., 0])
+
+
+def test_a_gif_says_what_to_do(tmp_path):
+    frames = [Image.fromarray(GREY8), Image.fromarray(GREY8[::-1])]
+    frames[0].save(tmp_path / "file", "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"neither a PNG .*; save each frame of a GIF as a PNG"):
+        image.decode(tmp_path / "file")
 
 
 @pytest.mark.parametrize("pixels", [GREY8, GREY16, RGB8])
@@ -114,7 +138,7 @@ def test_a_tiff_that_cannot_be_kept_as_it_is_says_why(tmp_path, content, message
 def test_several_images_in_a_file_are_refused(tmp_path, kind):
     first, second = Image.fromarray(GREY8), Image.fromarray(GREY8[::-1])
     first.save(tmp_path / "file", kind, save_all=True, append_images=[second])
-    with pytest.raises(DataError, match="2 images in one file; expected one"):
+    with pytest.raises(DataError, match=r"2 frames or pages in one file.*; expected one. Save each"):
         image.decode(tmp_path / "file")
 
 

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 
 from vaejax import cli, config_file, experiment, inspection, inspection_report, runs, suggestion
 from vaejax.config import Config, DataConfig, from_dict
-from vaejax.datasets import Split, dicom, headers
+from vaejax.datasets import Split, dicom, headers, load
 from vaejax.datasets.guess import guess
 from vaejax.errors import DataError
 from vaejax.tally import Tally
@@ -169,6 +169,23 @@ def test_running_counts_are_those_of_all_images_at_once(images):
     assert facts["equal"]["copies"] == len(images) - len(different)
 
 
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 8), max_size=12), min_size=3, max_size=3))
+def test_copies_are_in_one_group_and_those_in_several_splits_are_told(contents):
+    tally, places = Tally(), collections.defaultdict(list)
+    for split, own in zip(("train", "val", "test"), contents, strict=True):
+        for i, value in enumerate(own):
+            tally.add(split, i, np.full((2, 2, 1), value, np.uint8))
+            places[value].append((split, i))
+    groups = [group for group in places.values() if len(group) > 1]
+    assert sorted(tally.groups.values()) == sorted(groups)
+    across = [[list(place) for place in group] for group in groups if len({split for split, _ in group}) > 1]
+    equal = tally.facts()["equal"]
+    assert sorted(equal["across_splits"]) == sorted(across)
+    assert (equal["groups"], equal["groups_across_splits"]) == (len(groups), len(across))
+    assert equal["copies"] == sum(map(len, contents)) - len(places)
+
+
 def test_equal_bytes_of_another_shape_or_type_are_another_image():
     tally = Tally()
     for number, image in enumerate((np.zeros((2, 3, 1)), np.zeros((3, 2, 1)), np.zeros((1, 3, 1)))):
@@ -238,6 +255,57 @@ def test_splits_that_training_would_make_keep_patients_whole(tmp_path):
     assert any("patients, few" in sentence for sentence in facts["suspicious"])
 
 
+@pytest.fixture
+def cohort(tmp_path) -> Path:
+    """60 images, of which every third is ill, by patients of two; no splits."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    labels = np.array(["ill", "well", "well"])[np.arange(60) // 2 % 3]
+    rows = [{"path": f"{i}.png", "label": label, "patient": str(i // 2)} for i, label in enumerate(labels.tolist())]
+    for i, image in enumerate(images):
+        save_png(tmp_path / "in" / f"{i}.png", image)
+    (tmp_path / "in" / "t.json").write_text(json.dumps(rows))
+    return tmp_path / "in" / "t.json"
+
+
+@pytest.mark.usefixtures("quick_steps")
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"normal": ("well",)}, {"normal": ("well",), "calibration_fraction": 0.2}, {"calibration_fraction": 0.1},
+     {"validation_fraction": 0.3}],
+    ids=str,
+)  # fmt: skip
+def test_the_splits_shown_are_those_of_the_suggested_configuration(tmp_path, cohort, fields):
+    config = DataConfig(name="manifest", path=str(cohort), **fields)
+    found = inspection.inspect(config, "")
+    choices = suggestion.suggest(found.facts, config, 1.0)
+    data = load(suggestion.configuration(choices).data, tmp_path / "cache")
+    expected = {}
+    for name, split in data.splits.items():
+        rows = split.read(np.arange(split.n))
+        labels = {label: int((rows["label"] == number).sum()) for number, label in enumerate(("ill", "well"))}
+        patients = len(np.unique(rows["patient"]))
+        expected[name] = {"images": split.n, "unreadable": 0, "patients": patients, "labels": labels}
+    assert found.facts["splits"] == expected
+    kept = sum(split.n for split in data.splits.values())
+    assert (found.facts["images"], found.facts["left_out"]) == (kept, 60 - kept)
+    assert ("left out" in dict(inspection_report.summary(found.facts))) == bool(fields.get("normal"))
+    assert not [sentence for sentence in found.facts["suspicious"] if "no images in" in sentence]
+    inspection_report.write(epath.Path(tmp_path / "out"), found, None)
+    page = (tmp_path / "out" / "inspection.html").read_text()
+    assert all(f"data.{name} = " in page for name in ("validation_fraction", *fields))
+    assert ("<th>calibration</th>" in page) == ("calibration_fraction" in fields)
+
+
+@pytest.mark.parametrize("fields", [{"normal": ("healthy",)}, {"calibration_fraction": 0.01}], ids=str)
+def test_splits_that_cannot_be_made_are_told_and_nothing_is_suggested(cohort, fields):
+    config = DataConfig(name="manifest", path=str(cohort), **fields)
+    facts = inspection.inspect(config, "").facts
+    assert facts["suspicious"][0].startswith("no splits can be made: ")
+    assert (facts["images"], list(facts["splits"])) == (60, ["train"])
+    with pytest.raises(DataError, match=f"no configuration: no splits can be made: .*{next(iter(fields))}"):
+        suggestion.suggest(facts, config, 1.0)
+
+
 @pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
 def test_headers_are_counted_by_their_codes_alone(tmp_path):
     place = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [0.5, 0.25]}
@@ -265,6 +333,17 @@ def test_headers_are_counted_by_their_codes_alone(tmp_path):
     }
     assert [dicom.read_header(tmp_path / f"{name}.dcm").text for name in "abc"] == [True, False, False]
     assert headers.count([tmp_path / "d.dcm"], DataConfig()) is None
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
+def test_all_files_of_the_series_of_a_table_are_counted(tmp_path):
+    for i in range(6):
+        place = {"ImagePositionPatient": [0, 0, i], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        save_dicom(tmp_path / f"{i}.dcm", noise(4, 4, seed=i), Modality="CT", SeriesInstanceUID=f"1.{i // 2}", **place)
+    (tmp_path / "t.csv").write_text("path\n" + "".join(f"{i}.dcm\n" for i in range(6)))
+    facts = inspection.inspect(DataConfig(name="manifest", path=str(tmp_path / "t.csv")), "").facts
+    assert (facts["files"], facts["images"], facts["patients"]) == (6, 6, 3)
+    assert (facts["headers"]["files"], facts["headers"]["series"]) == (6, 3)
 
 
 def test_nothing_that_can_be_read_is_an_error(tmp_path):
@@ -372,6 +451,7 @@ def facts_of(**changes) -> dict:
         "why": "4,000 PNG files",
         "images": 4_000,
         "validation_fraction": 0.1,
+        "problem": "",
         "splits": {name: {"images": n, "unreadable": 0, "patients": None, "labels": None} for name, n in parts.items()},
         "unreadable": 0,
         "sizes": [[28, 28, 4_000]],
@@ -457,7 +537,7 @@ def test_what_was_asked_for_stays(tmp_path):
         ({"dtypes": {"uint8": 1, "uint16": 1}}, "several depths"),
         ({"channels": {"1": 1, "4": 1}}, "1 and 4 channels"),
         (
-            {"validation_fraction": None, "splits": {"train": few(1)["train"]}, "suspicious": ["no splits: few"]},
+            {"validation_fraction": None, "splits": {"train": few(1)["train"]}, "problem": "no splits: few"},
             "no splits: few",
         ),
     ],

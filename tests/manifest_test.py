@@ -166,6 +166,12 @@ def test_a_file_that_is_no_table_is_refused(files, name, content, message):
         manifest.source(DataConfig(name="manifest", path=str(files / name)))
 
 
+def test_a_field_of_volumes_is_refused_of_images(files):
+    config = table(files, rows_of(3))
+    with pytest.raises(ConfigError, match=r"data\.block=3: is of volumes .* and the table lists images"):
+        manifest.source(DataConfig(name="manifest", path=config.path, block=3))
+
+
 def test_no_table_is_told(tmp_path):
     with pytest.raises(DataError, match=r"found none\. Check data\.path"):
         manifest.source(DataConfig(name="manifest", path=str(tmp_path / "t.csv")))
@@ -195,7 +201,7 @@ def save_nifti(path: Path, voxels: np.ndarray) -> None:
     nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-1.0, 1.0, 2.0, 1.0])), path)
 
 
-def save_dicom(path: Path, frames: np.ndarray, patient: str) -> None:
+def save_dicom(path: Path, frames: np.ndarray, patient: str, **fields) -> None:
     """A secondary capture of one frame, or several."""
     data = Dataset()
     data.file_meta = FileMetaDataset()
@@ -208,6 +214,8 @@ def save_dicom(path: Path, frames: np.ndarray, patient: str) -> None:
     data.BitsAllocated = data.BitsStored = 8
     data.HighBit, data.PixelRepresentation = 7, 0
     data.PixelData = frames.astype(np.uint8).tobytes()
+    for name, value in fields.items():
+        setattr(data, name, value)
     data["PixelData"].VR = "OB"
     data.save_as(path, enforce_file_format=True)
 
@@ -264,7 +272,7 @@ def test_dicom_files_are_of_their_headers_patient_unless_told(tmp_path):
     ("path", "mask", "message"),
     [
         ("3.dcm", "mask.npy", "only a single frame"),
-        ("0.dcm", "mask.nii", "no image file"),
+        ("0.dcm", "mask.nii", "no places at equal distances"),
         ("0.dcm", "small.npy", "2 x 2 pixels"),
     ],
 )
@@ -276,6 +284,46 @@ def test_a_mask_that_does_not_fit_its_dicom_file_is_told(tmp_path, path, mask, m
     save_nifti(tmp_path / "mask.nii", np.zeros((5, 4, 1), np.uint8))
     with pytest.raises(DataError, match=message):
         of_volumes(tmp_path, [{"path": path, "mask": mask}])
+
+
+@pytest.fixture
+def series(tmp_path) -> list[dict]:
+    """Rows of two DICOM series of three slices, alternating, the slices of the first from the last to the first."""
+    uids = [uid.generate_uid() for _ in range(2)]
+    rows = []
+    for i in range(6):
+        place = i // 2 if i % 2 else 2 - i // 2
+        where = {"ImagePositionPatient": [0, 0, place], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        value = 100 * (i % 2) + 10 * place
+        save_dicom(tmp_path / f"{i}.dcm", np.full((1, 5, 4), value), f"p{i % 2}", SeriesInstanceUID=uids[i % 2], **where)
+        np.save(tmp_path / f"{i}.npy", np.full((5, 4), value // 10, np.uint8))
+        said = {"patient": f"p{i % 2}", "label": "ba"[i % 2], "split": ["train", "test"][i % 2]}
+        rows.append({"path": f"{i}.dcm", "mask": f"{i}.npy", **said})
+    return rows
+
+
+def test_files_of_one_series_are_one_volume_sorted_by_position(tmp_path, series):
+    found = of_volumes(tmp_path, series, block=3)
+    for number, split in enumerate(("train", "test")):
+        part = found[split]
+        own = np.array([[0, 0, 10], [0, 10, 20], [10, 20, 20]]) + 100 * number
+        np.testing.assert_allclose(np.stack([part.read(i)[0, 0] for i in range(part.n)]), own / 255.0, atol=2e-3)
+        assert [part.segmentation(i)[0, 0] for i in range(3)] == [10 * number, 10 * number + 1, 10 * number + 2]
+        assert part.labels.tolist() == [1 - number] * 3
+        assert len(set(part.patients.tolist())) == 1
+    whole = [row | {"mask": f"{i % 2}.nii"} for i, row in enumerate(series)]
+    for i in range(2):
+        save_nifti(tmp_path / f"{i}.nii", np.zeros((4, 5, 3), np.uint8))
+    with pytest.raises(DataError, match="no places at equal distances"):  # these files tell no spacing of pixels
+        of_volumes(tmp_path, whole)["train"].segmentation(0)
+
+
+@pytest.mark.parametrize("field", ["patient", "label", "split", "mask"])
+def test_a_series_of_one_mind(tmp_path, series, field):
+    series[4][field] = series[1][field] if field != "mask" else series[0][field]
+    message = rf"table\.csv: expected one {field} of a DICOM series, found 2 in its 3 files, as of 0\.dcm and [24]\.dcm"
+    with pytest.raises(DataError, match=message):
+        of_volumes(tmp_path, series)
 
 
 # --- folders of masks
@@ -350,7 +398,7 @@ def _two_masks(root: Path) -> None:
     [
         (_no_masks, "data.masks=.*: expected a folder of masks beside the images, found none"),
         (_masks_inside, "beside the images, found one inside data.path"),
-        (_two_masks, "expected one mask of an image, found 0.npy, too"),
+        (_two_masks, "expected one mask of an image, found 0.npy and 0.png"),
     ],
 )
 def test_a_folder_of_masks_that_cannot_be_used_says_why(files, change, message):

@@ -449,7 +449,7 @@ def test_16_bits_of_colour_stay(tmp_path):
     np.testing.assert_array_equal(imagecodecs.png_decode(pictures.copy(tmp_path / "a.tif", ()).content), pixels)
 
 
-@pytest.mark.parametrize(("order", "photometric"), [("<", "minisblack"), ("<", "miniswhite"), (">", "minisblack")])
+@pytest.mark.parametrize(("order", "photometric"), [(order, kind) for order in "<>" for kind in ("minisblack", "miniswhite")])
 def test_a_tiff_file_looks_the_same_afterwards(tmp_path, order, photometric):
     pixels = RNG.integers(0, 65536, (5, 7)).astype(np.uint16)
     (tmp_path / "a.tif").write_bytes(imagecodecs.tiff_encode(pixels.copy(), photometric=photometric, byteorder=order))
@@ -457,11 +457,12 @@ def test_a_tiff_file_looks_the_same_afterwards(tmp_path, order, photometric):
     np.testing.assert_array_equal(imagecodecs.png_decode(pictures.copy(tmp_path / "a.tif", ()).content), expected)
 
 
-def test_several_pages_are_refused(tmp_path):
-    pages = [Image.new("L", (4, 4)) for _ in range(2)]
-    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(DataError, match="2 images in one file"):
-        pictures.copy(tmp_path / "a.tif", ())
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_several_pages_or_frames_are_refused(tmp_path, suffix):
+    pages = [Image.new("L", (4, 4), 9 * number) for number in range(3)]
+    pages[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match=r"3 frames (or pages )?in one file"):
+        pictures.copy(tmp_path / f"a.{suffix}", ())
 
 
 def test_the_code_words_of_a_photograph_stay_until_it_is_blanked(tmp_path):
@@ -487,6 +488,22 @@ def test_photographs_are_turned_as_before(tmp_path, orientation):
         one, other = image.decode(tmp_path / "a.jpg"), image.decode(tmp_path / f"b{copy.suffix}")
         assert one.shape == other.shape
         assert (one != other).any(axis=-1).sum() <= len(masks)  # the pixel of the box
+
+
+def test_what_the_standard_wants_of_common_classes_is_there_if_only_empty(tmp_path):
+    """Types 1 and 2 of segmentations, dose, nuclear medicine, PET, mammography and angiography."""
+    wanted = {"ContentDescription": "Doe", "OperatorsName": "Doe", "SeriesTime": "101010", "CollimatorType": "PARA",
+              "DetectorType": "DIRECT", "CountsAccumulated": 1234567, "NumberOfDetectors": 2, "NumberOfEnergyWindows": 1,
+              "RadiationSetting": "GR", "PositionerType": "CARM", "OrganExposed": "BREAST"}  # fmt: skip
+    copy = dicom_file.copy(save(tmp_path / "a", **wanted, DetectorInformationSequence=[Dataset()]), KEY, "id", ())
+    (tmp_path / "b").write_bytes(copy.content)
+    new = dcmread(tmp_path / "b")
+    for keyword in ("ContentDescription", "OperatorsName", "CollimatorType", "DetectorType", "CountsAccumulated"):
+        assert new[keyword].is_empty, keyword
+    assert len(new.DetectorInformationSequence) == 0
+    for keyword in ("NumberOfDetectors", "NumberOfEnergyWindows", "RadiationSetting", "PositionerType", "OrganExposed"):
+        assert new[keyword].value == wanted[keyword], keyword
+    assert new.SeriesTime == "000000"
 
 
 # --- folders
@@ -600,6 +617,30 @@ def test_a_target_that_cannot_be_used_is_told(cohort, tmp_path, target, told):
     (tmp_path / "used" / "file").touch()
     with pytest.raises(DataError, match=told):
         folder.deidentify(cohort, tmp_path / target, KEY)
+
+
+@pytest.mark.parametrize("at", ["pathlib.Path.rename", "json.dump"])
+def test_the_same_command_finishes_what_was_interrupted(cohort, tmp_path, monkeypatch, at):
+    """After the names are there and before the copies are; and while the names are written."""
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(at, interrupt)
+        folder.deidentify(cohort, tmp_path / "out", KEY, on_error="skip")
+    names = tmp_path / "out-names.json"
+    assert names.exists() == (at != "json.dump")
+    assert not (tmp_path / "out").exists()
+    left = names.read_bytes() if names.exists() else None
+    if left:
+        with pytest.raises(DataError, match=r"out-names\.json: .* of another key: the only way back"):
+            folder.deidentify(cohort, tmp_path / "out", b"another key of 32 bytes or more..", on_error="skip")
+    folder.deidentify(cohort, tmp_path / "out", KEY, on_error="skip")
+    assert left in (None, names.read_bytes())
+    assert stat.S_IMODE(names.stat().st_mode) == 0o600
+    assert (tmp_path / "out" / "deidentification.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "out-names.json"]
 
 
 def test_names_of_an_earlier_copy_are_not_overwritten(cohort, tmp_path):

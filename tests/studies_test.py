@@ -107,6 +107,50 @@ def test_pictures_are_those_of_training_and_come_back(tmp_path, mode, dtype, whi
     assert len(written) >= 52
 
 
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_tiff_files_are_pictures(tmp_path, dtype, white):
+    pixels = np.random.default_rng(0).integers(0, white, (12, 10)).astype(dtype)
+    Image.fromarray(pixels).save(tmp_path / "a.TIF", "TIFF")
+    (study,) = opened(tmp_path / "a.TIF", (12, 10))
+    np.testing.assert_array_equal(study.images[0, ..., 0], pixels / np.float32(white))
+    (file,) = study.save(tmp_path / "out", study.units(study.back(study.images)), "reconstruction")
+    assert file.suffix == ".png"
+    np.testing.assert_array_equal(np.array(Image.open(file))[:12, :10], pixels)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "n", "channels"),
+    [("image_folder", (12, 10), "u1", 1, 1), ("image_folder", (12, 10, 3), "u2", 1, 3), ("image_folder", (12, 10), "f8", 1, 1),
+     ("arrays", (5, 12, 10), "u1", 5, 1), ("arrays", (5, 12, 10, 3), "f4", 5, 3), ("medmnist", (2, 7, 12, 10), "u1", 14, 1),
+     ("arrays", (2, 7, 12, 10, 3), ">u2", 14, 3)],
+    ids=str,
+)  # fmt: skip
+def test_npy_files_are_arrays_as_they_are_in_training(tmp_path, name, shape, dtype, n, channels):
+    rng = np.random.default_rng(0)
+    white = 1.0 if "f" in dtype else np.iinfo(dtype).max
+    values = rng.uniform(0, 1, shape).astype(dtype) if white == 1.0 else rng.integers(0, white, shape).astype(dtype)
+    np.save(tmp_path / "a.npy", values)
+    config = DataConfig(name=name, path="unused")
+    (study,) = studies.read(tmp_path / "a.npy", config, data(12, 10, channels))
+    assert study.images.shape == (n, 12, 10, channels)
+    np.testing.assert_allclose(study.images, values.reshape(n, 12, 10, channels) / white, atol=1e-7)
+    restored = study.units(study.back(study.images))
+    (file,) = study.save(tmp_path / "out", restored, "reconstruction")
+    written = np.load(file)
+    assert file.name == f"{study.id}_reconstruction.npy"
+    assert written.dtype == (np.float32 if white == 1.0 else np.dtype(dtype).newbyteorder("="))
+    np.testing.assert_allclose(written, values, rtol=1e-6)
+    (coarse,) = studies.read(tmp_path / "a.npy", config, data(8, 8, channels))
+    assert coarse.back(np.ones((n, 8, 8), bool)).shape == shape[: len(shape) - (channels > 1)]
+
+
+def test_an_npy_file_that_holds_no_images_is_told(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((3, 4, 5), 7.5))
+    for name in ("arrays", "image_folder"):
+        with pytest.raises(DataError, match=r"a\.npy: .*values from 0 to 1|a\.npy: an array of shape"):
+            list(studies.read(tmp_path, DataConfig(name=name, path="unused"), data(4, 5)))
+
+
 def test_ids_say_nothing_and_depend_on_contents_alone(tmp_path):
     for name in ("JaneRoe.nii", "other.nii"):
         save_nifti(tmp_path / "in" / name, np.arange(60.0).reshape(3, 4, 5))
@@ -271,7 +315,7 @@ def test_a_derived_series_has_what_its_class_requires(series, tmp_path):
     present = (
         "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber ReferringPhysicianName "
         "SeriesNumber InstanceNumber PositionReferenceIndicator SliceThickness ScanOptions MRAcquisitionType EchoTime "
-        "EchoTrainLength RepetitionTime Manufacturer PixelRepresentation"
+        "EchoTrainLength RepetitionTime Manufacturer PixelRepresentation PatientPosition"
     )
     assert [keyword for keyword in with_value.split() if not result.get(keyword)] == []
     assert [keyword for keyword in present.split() if keyword not in result] == []
@@ -304,8 +348,30 @@ def test_a_mask_comes_back_to_its_series(series, tmp_path, fields):
     shown = there(study, mask, lambda mask: mask)
     files = study.save(tmp_path / "out", study.back(shown), "mask")
     written = np.stack([pydicom.dcmread(file).pixel_array for file in files])
-    assert written.dtype == np.uint8
+    assert written.dtype == np.uint16  # the one size that MR images have
     assert dice(written, mask) > 0.98
+
+
+def test_what_goes_with_a_sequence_stays_and_colours_are_no_mr_images(tmp_path):
+    save_dicom(tmp_path / "in" / "a", np.zeros((4, 5)), ScanningSequence="IR", InversionTime=2500.0, PatientPosition="HFS")
+    (study,) = opened(tmp_path / "in", (4, 5))
+    result = pydicom.dcmread(study.save(tmp_path / "out", study.back(study.images), "map")[0])
+    assert (result.ScanningSequence, result.InversionTime, result.PatientPosition) == ("IR", 2500.0, "HFS")
+    assert "TriggerTime" not in result
+    colour = pydicom.dcmread(study.save(tmp_path / "out", np.zeros((1, 4, 5, 3), np.uint8), "overlay")[0])
+    assert (colour.SOPClassUID, colour.BitsAllocated) == (uid.SecondaryCaptureImageStorage, 8)
+    assert "PatientOrientation" in colour
+
+
+@pytest.mark.parametrize(
+    ("characters", "name"), [("ISO_IR 100", "M\u00fcller^J\u00fcrgen"), ("ISO_IR 192", "\u5c71\u7530^\u592a\u90ce")]
+)
+def test_names_in_any_script_are_copied_as_they_are(tmp_path, characters, name):
+    said = {"SpecificCharacterSet": characters, "PatientName": name, "StudyInstanceUID": "1.2.3.5"}
+    save_dicom(tmp_path / "in" / "a", np.zeros((4, 5)), **said)
+    (study,) = opened(tmp_path / "in", (4, 5))
+    (file,) = study.save(tmp_path / "out", study.back(study.images), "map", identify=True)
+    assert str(pydicom.dcmread(file).PatientName) == name
 
 
 def test_what_was_cropped_away_is_padding(series, tmp_path):

@@ -1,5 +1,6 @@
 """A folder of DICOM and NIfTI files: slices as a radiologist sees them, sorted, scaled, and patients kept whole."""
 
+import tempfile
 from pathlib import Path
 
 import nibabel
@@ -9,7 +10,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from vaejax.config import DataConfig
-from vaejax.datasets import load, volumes
+from vaejax.datasets import load, stacks, volumes
 from vaejax.errors import ConfigError, DataError
 
 
@@ -47,11 +48,11 @@ def ramp(*shape: int) -> np.ndarray:
     return np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
 
 
-def found(folder: Path) -> list[volumes.Volume]:
-    return volumes.find([(path.name, path) for path in sorted(folder.iterdir())], DataConfig())
+def found(folder: Path) -> list[stacks.Volume]:
+    return stacks.find([(path.name, path) for path in sorted(folder.iterdir())], DataConfig())
 
 
-def slices(volume: volumes.Volume, **fields) -> np.ndarray:
+def slices(volume: stacks.Volume, **fields) -> np.ndarray:
     images, _ = volumes._slices(volume, None, DataConfig(**fields), None)
     return images
 
@@ -195,17 +196,39 @@ def test_percentiles_of_a_volume_are_black_and_white_and_nan_is_black(tmp_path):
     grey = np.stack([examples.read(i) for i in range(20)])
     assert (grey.min(), grey.max()) == (0.0, 1.0)
     assert grey[0, -1, -1] == 0.0
-    low, high = np.nanpercentile(voxels, volumes.PERCENTILES)
+    low, high = np.nanpercentile(voxels, stacks.PERCENTILES)
     np.testing.assert_allclose(grey[3, 5, 7, 0], np.clip((voxels[12, 14, 3] - low) / (high - low), 0, 1), atol=1e-6)
 
 
-def test_a_ct_takes_its_own_window_unless_told(tmp_path):
-    pixels = np.array([[-160, 40, 240]])
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (None, [0, 200 / 399, 1, 398 / 399]),  # LINEAR: C.11.2.1.2.1
+        ("LINEAR", [0, 200 / 399, 1, 398 / 399]),
+        ("LINEAR_EXACT", [0, 0.5, 1, 398 / 400]),
+        ("SIGMOID", 1 / (1 + np.exp([2, 0, -2, -1.98]))),
+    ],
+)
+def test_a_ct_takes_its_own_window_as_the_standard_means_it_unless_told(tmp_path, function, expected):
     fields = {"Modality": "CT", "WindowCenter": 40, "WindowWidth": 400}
-    save_dicom(tmp_path / "in" / "a", pixels, **fields)
+    fields |= {"VOILUTFunction": function} if function else {}
+    save_dicom(tmp_path / "in" / "a", np.array([[-160, 40, 240, 238]]), **fields)
     (volume,) = found(tmp_path / "in")
-    np.testing.assert_allclose(slices(volume)[0, 0, :, 0], [0.0, 0.5, 1.0], atol=1e-6)
-    np.testing.assert_allclose(slices(volume, window=(240, 400))[0, 0, :, 0], [0.0, 0.0, 0.5], atol=1e-6)
+    np.testing.assert_allclose(slices(volume)[0, 0, :, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(slices(volume, window=(240, 400))[0, 0, :3, 0], [0.0, 0.0, 0.5], atol=1e-6)
+
+
+@pytest.mark.parametrize(("values", "taken"), [([0, 40, 250, 255], True), ([0, 250, 40, 255], False)])
+def test_a_ct_without_a_window_takes_its_table_where_that_rises(tmp_path, values, taken):
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [4, 100, 8], values
+    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+    pixels = np.array([[99, 100, 101, 102, 103, 200]])
+    save_dicom(tmp_path / "in" / "a", pixels, Modality="CT", VOILUTSequence=[table])
+    (volume,) = found(tmp_path / "in")
+    low, high = np.percentile(pixels, stacks.PERCENTILES)
+    expected = np.array([0, 0, 40, 250, 255, 255]) / 255 if taken else np.clip((pixels[0] - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(slices(volume)[0, 0, :, 0], expected, atol=1e-6)
 
 
 def test_slices_without_content_are_left_out(tmp_path):
@@ -313,7 +336,7 @@ def test_percentiles_of_all_volumes_are_recorded(tmp_path):
     voxels = [rng.normal(1000 * number, 100, (12, 12, 12)).astype(np.float32) for number in range(4)]
     for number, part in enumerate(voxels):
         save_nifti(tmp_path / "in" / f"{number}.nii", part)
-    expected = np.percentile(voxels, volumes.PERCENTILES)
+    expected = np.percentile(voxels, stacks.PERCENTILES)
     data = load(config(tmp_path / "in", normalize="dataset"), tmp_path / "cache")
     np.testing.assert_allclose(data.window, expected, atol=5)
     examples = cut(tmp_path / "in", normalize="dataset")
@@ -337,6 +360,19 @@ def test_a_volume_is_decoded_once(three, monkeypatch):
     monkeypatch.setattr(nifti, "decode", lambda path: calls.append(path) or decode(path))
     load(config(three, slice_content=0.1, slice_axis=0), three.parent / "cache")
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_temporary_folder_is_blamed_and_not_the_cache(three, tmp_path, monkeypatch, workers):
+    """/dev/full in the place of the files where slices wait: of the first, by a link that is there before."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    (folder / "0").symlink_to("/dev/full")
+    make = tempfile.mkdtemp
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **asked: str(folder) if asked["prefix"] == "vaejax-" else make(**asked))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(DataError, match=r"^TMPDIR=.*No space left.*set the environment variable TMPDIR"):
+        load(config(three, workers=workers), tmp_path / "cache")
 
 
 def test_masks_are_cut_and_turned_with_their_images(tmp_path):
@@ -365,7 +401,7 @@ def _moved(affine: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("voxels", "affine", "message"),
-    [(np.zeros((6, 4, 9), "u1"), None, r"its mask has \(6, 4, 9\) voxels; expected \(6, 4, 10\)"),
+    [(np.zeros((6, 4, 9), "u1"), None, "its mask: 9 x 4 x 6 slices, rows and columns; expected 10 x 4 x 6"),
      (np.zeros((6, 4, 10), "u1"), _moved(np.diag([1.0, 2, 3, 1])), "lies elsewhere"),
      (np.full((6, 4, 10), 0.5), None, "no classes"), (np.full((6, 4, 10), 256.0), None, "no classes"),
      (None, None, "no mask of this relative path")],
@@ -388,11 +424,11 @@ def test_masks_are_elsewhere_one_a_volume_and_of_nifti(three, tmp_path):
     with pytest.raises(DataError, match=r"data\.masks=.*expected a folder"):
         cut(three, masks=str(tmp_path / "none"))
     (three / "labels").mkdir()
-    with pytest.raises(DataError, match=r"lies in data\.path"):
+    with pytest.raises(DataError, match=r"found one inside data\.path, so that its files count as images"):
         cut(three, masks=str(three / "labels"))
     for suffix in (".nii", ".nii.gz"):
         save_nifti(tmp_path / "twice" / f"1{suffix}", np.zeros((6, 4, 10), "u1"))
-    with pytest.raises(DataError, match=r"1\.nii and 1\.nii\.gz are masks of one volume"):
+    with pytest.raises(DataError, match=r"expected one mask of an image, found 1\.nii and 1\.nii\.gz"):
         cut(three, masks=str(tmp_path / "twice"))
     save_dicom(tmp_path / "dicom" / "a", ramp(3, 5))
     with pytest.raises(DataError, match=r"no mask of this relative path"):

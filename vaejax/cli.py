@@ -196,8 +196,8 @@ def _add_reconstruction(to: Any) -> None:
     reconstruct.add_argument(
         "--input",
         metavar="PATH",
-        help="a PNG, JPEG or NIfTI file, or a folder with such or DICOM series: their reconstructions, in their own geometry, "
-        "instead of those of a split",
+        help="a PNG, JPEG, TIFF, NPY or NIfTI file, or a folder with such or DICOM series: their reconstructions, in their own "
+        "geometry, instead of those of a split",
     )
     reconstruct.add_argument(
         "--identify", action="store_true", help="DICOM results keep the patient and study of their source; default: nameless"

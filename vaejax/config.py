@@ -53,7 +53,9 @@ class DataConfig(Section):
         "stop", "unreadable files: stop and name them all, or skip, count and list them", choices=("stop", "skip")
     )
     masks: str | None = declare(
-        None, "folder of masks: for each image a file of the same relative path, of any suffix, whose values are classes"
+        None,
+        "folder of masks, whose values are classes: for each image a file of the same relative path, of any suffix; of a DICOM "
+        "series also a NIfTI file, or all DICOM files, under the path of its folder",
     )
     slice_axis: int = declare(2, "volumes: NIfTI is cut across this axis: 0 sagittal, 1 coronal, 2 axial", low=0, high=2)
     slice_content: float = declare(
@@ -498,8 +500,10 @@ class Config(Section):
         self._check_objective()
 
     def _check_volumes(self) -> None:
-        """How many numbers there are to a field of volumes, and in which order."""
+        """Whether there are volumes for what is said of them; how many numbers there are to a field, and in which order."""
         data = self.data
+        if data.name not in ("volumes", "manifest"):
+            require_volumes(data, f"data.name is {data.name!r}")
         if data.window is not None and (len(data.window) != 2 or data.window[1] < 1):
             raise ConfigError(f"data.window={data.window!r}: expected (centre, width), the width at least 1.")
         if len(data.slice_range) != 2 or data.slice_range[0] >= data.slice_range[1]:
@@ -559,6 +563,18 @@ class Config(Section):
 
 _SOURCES_WITH_PATH = ("idx", "medmnist", "image_folder", "volumes", "arrays", "manifest")
 _SOURCES = ("mnist5k", *_SOURCES_WITH_PATH)
+_OF_VOLUMES = ("slice_axis", "slice_content", "window", "slice_range", "spacing", "block", "normalize")
+
+
+def require_volumes(data: DataConfig, found: str) -> None:
+    """Raises ConfigError where a field that is of volumes alone is set; `found` says what the images are."""
+    for name in _OF_VOLUMES:
+        value = getattr(data, name)
+        if value != getattr(DataConfig, name):
+            raise ConfigError(
+                f"data.{name}={value!r}: is of volumes (data.name='volumes', or 'manifest' of NIfTI or DICOM), and {found}. "
+                "Leave it out."
+            )
 
 
 def from_dict(values: typing.Mapping[str, Any]) -> Config:

@@ -1,6 +1,7 @@
 """What images are like, before anything is trained on them; and later, which images are like none that were trained on."""
 
 import collections
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,19 +10,19 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vaejax.config import DataConfig
-from vaejax.datasets import SOURCES, Split, headers
+from vaejax.datasets import SOURCES, Split, headers, manifest
 from vaejax.datasets.image import SUFFIXES, WHITE
 from vaejax.datasets.source import Examples, Source, example_name, files_in
-from vaejax.datasets.splits import complete
+from vaejax.datasets.splits import arranged
 from vaejax.datasets.volumes import DARK
 from vaejax.errors import DataError
 from vaejax.progress import track
 from vaejax.tally import EMPTY, Tally
 
 FRACTIONS = (0.1, 0.2, 0.3)
-"""Shares set apart for validation and test that are tried in turn where the source has no such splits."""
+"""Shares set apart for validation and test that are tried in turn where the source has no such splits, and nobody asks."""
 
-ORDER = ("train", "val", "test")
+ORDER = ("train", "val", "calibration", "test")
 """Of the splits."""
 
 EXAMPLES, LABELS = 8, 20
@@ -146,18 +147,22 @@ def inspect(config: DataConfig, why: str, seed: int = 0) -> Inspection:
     if name not in SOURCES:
         raise DataError(f"data.name={config.name!r}: expected one of {', '.join(SOURCES)}.")
     source = SOURCES[name](config)
-    splits, fraction, problem = _splits(source)
+    found = source.open()
+    splits, fraction, problem = _splits(source, found, config)
     names = _label_names(source, splits)
     read = _read(splits, names, seed)
     if not read.tally.images:
         first = "; ".join(": ".join(place[1:]) for place in read.unreadable[:1])
         raise DataError(f"data.path={config.path}: expected images, found none that can be read ({first}). Check data.path.")
-    files = _files(config, splits)
+    files = _files(config)
     facts = {
         "source": config.name,
         "why": why,
         "files": len(files or _paths(splits)) or None,
         "validation_fraction": fraction,
+        "problem": problem,
+        "made_with": {} if problem else _made_with(fraction, config),
+        "left_out": sum(part.n for part in found.values()) - sum(part.n for part in splits.values()),
         "splits": {split: _facts(part, names, _of(split, read)) for split, part in splits.items()},
         "patients": _patients(splits.values()),
         **read.tally.facts(),
@@ -166,7 +171,7 @@ def inspect(config: DataConfig, why: str, seed: int = 0) -> Inspection:
         "ranges": _ranges(read.measured) if read.measured else None,
         "headers": headers.count(files, config),
     }
-    facts["suspicious"] = ([problem] if problem else []) + _suspicious(facts)
+    facts["suspicious"] = ([problem] if problem else []) + _suspicious(facts, config.normal)
     private = {
         "unreadable": [{"path": path, "reason": reason} for _, path, reason in read.unreadable],
         "equal": [[example_name(split, splits[split], i) for split, i in group] for group in read.tally.groups.values()],
@@ -184,19 +189,29 @@ class _Read(NamedTuple):
     examples: dict[str, list[np.ndarray]]
 
 
-def _splits(source: Source) -> tuple[dict[str, Examples], float | None, str]:
-    """The splits that training would have, the share set apart for them, and what hinders them."""
-    found, problem = source.open(), ""
-    if set(ORDER) <= set(found):
-        return {split: found[split] for split in ORDER}, None, ""
-    train = found["train"]
+def _splits(source: Source, found: dict[str, Examples], config: DataConfig) -> tuple[dict[str, Examples], float | None, str]:
+    """The splits that training would have, the share set apart for validation or test, and what hinders them."""
+    train, asked, problem = found["train"], config.validation_fraction, ""
+    missing = not {"val", "test"} <= set(found)
     few = train.n < 200 if train.patients is None else len(np.unique(train.patients)) < 20
-    for fraction in FRACTIONS[1:] if few else FRACTIONS:
+    tried = (asked,) if not missing or asked != DataConfig.validation_fraction else FRACTIONS[1:] if few else FRACTIONS
+    for fraction in tried:
         try:
-            return complete(found, fraction, source.label_names), fraction, ""
+            made = arranged(found, dataclasses.replace(config, validation_fraction=fraction), source.label_names)
+            return {split: made[split] for split in ORDER if split in made}, fraction if missing else None, ""
         except DataError as error:
             problem = problem or f"no splits can be made: {error}"
     return found, None, problem
+
+
+def _made_with(fraction: float | None, config: DataConfig) -> dict[str, Any]:
+    """The fields that made the splits other than they were found."""
+    fields = {
+        "validation_fraction": fraction,
+        "normal": list(config.normal),
+        "calibration_fraction": config.calibration_fraction,
+    }
+    return {f"data.{name}": value for name, value in fields.items() if value}
 
 
 def _label_names(source: Source, splits: dict[str, Examples]) -> dict[int, str]:
@@ -250,12 +265,12 @@ def _patients(parts: Iterable[Examples]) -> int | None:
     return len(np.setdiff1d(np.concatenate(known), [-1])) if known else None
 
 
-def _files(config: DataConfig, splits: dict[str, Examples]) -> list[Path]:
+def _files(config: DataConfig) -> list[Path]:
     """Those that may have a header to read."""
     root = Path(config.path or "")
     if config.name == "volumes":
         return files_in(root, "**/*")
-    listed = [root.parent / path for path in _paths(splits)] if config.name == "manifest" else []
+    listed = manifest.listed(root) if config.name == "manifest" else []
     return [path for path in listed if path.suffix.lower() not in SUFFIXES]
 
 
@@ -267,7 +282,7 @@ def _paths(splits: dict[str, Examples]) -> list[str]:
 # --- what looks wrong
 
 
-def _suspicious(facts: dict[str, Any]) -> list[str]:
+def _suspicious(facts: dict[str, Any], normal: tuple[str, ...]) -> list[str]:
     """What a person should look at before training, each one sentence with counts."""
     n, equal, of_files, patients = facts["images"], facts["equal"], facts["headers"] or {}, facts["patients"]
     across, text, head = equal["groups_across_splits"], of_files.get("text", 0), of_files.get("head", 0)
@@ -293,13 +308,15 @@ def _suspicious(facts: dict[str, Any]) -> list[str]:
         (text, f"files whose pixels may show text, such as a name, by what their headers say, or do not say: {text:,}"),
         (head, f"files that say that they show a head, whose face can be rebuilt from thin slices: {head:,}"),
     ]
-    return [sentence for holds, sentence in found if holds] + _of_labels(facts["splits"])
+    return [sentence for holds, sentence in found if holds] + _of_labels(facts["splits"], normal)
 
 
-def _of_labels(splits: dict[str, Any]) -> list[str]:
+def _of_labels(splits: dict[str, Any], normal: tuple[str, ...]) -> list[str]:
+    """Labels that are nowhere in a split, but for those that are left out on request."""
     counted = {split: part["labels"] for split, part in splits.items() if part["labels"]}
     names: list[str] = list(next(iter(counted.values()), ()))
-    absent = {name: [split for split, labels in counted.items() if not labels[name]] for name in names}
+    expected = [name for name in names if not normal or name in normal]
+    absent = {name: [split for split, labels in counted.items() if not labels[name]] for name in expected}
     sentences = [f"label {name}: no images in {' and '.join(where)}" for name, where in absent.items() if where]
     if len(names) > 2 and len(names) > sum(part["images"] for part in splits.values()) / 5:
         sentences.append(f"{len(names)} labels for so few images: are the class folders those of patients?")

@@ -70,6 +70,7 @@ def summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
         "source": f"{facts['source']} ({facts['why']})",
         "files": f"{facts['files']:,}" if facts["files"] else "",
         "images": f"{facts['images']:,}{unreadable}",
+        "left out": f"{facts['left_out']:,} of labels other than data.normal" if facts["left_out"] else "",
         "patients": "unknown" if facts["patients"] is None else f"{facts['patients']:,}",
         "modality": _listed(of_files.get("modality", {})),
         "stored as": _listed(of_files.get("stored", {})),

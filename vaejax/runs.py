@@ -28,7 +28,7 @@ from vaejax.datasets import DataSet
 from vaejax.errors import DataError, TrainingError
 
 _EXTENDABLE = "training.steps"
-_INDIFFERENT = ("data.workers",)
+_INDIFFERENT = ("data.workers", "data.cache")
 """Fields that change nothing of what a run computes."""
 
 

@@ -1,7 +1,8 @@
 """Files from anywhere as prepared images, and results back in the geometry of those files.
 
-A study is a PNG or JPEG file, a NIfTI file, or a DICOM series. Its images are made as those that a run trained on; what a model
-makes of them goes back to the grid of the file: `study.save(folder, study.units(study.back(restored)), "reconstruction")`.
+A study is a PNG, JPEG, TIFF or NPY file, a NIfTI file, or a DICOM series. Its images are made as those that a run trained on;
+what a model makes of them goes back to the grid of the file:
+`study.save(folder, study.units(study.back(restored)), "reconstruction")`.
 """
 
 import functools
@@ -16,13 +17,15 @@ from jaxtyping import Float32, Int, Num, Shaped, UInt8
 from PIL import Image, ImageDraw
 
 from vaejax.config import DataConfig
-from vaejax.datasets import DataSet, geometry, image, isolation, volumes
+from vaejax.datasets import DataSet, arrays, geometry, image, isolation, stacks
 from vaejax.datasets.geometry import Axis
 from vaejax.datasets.source import NOTICE, hash_files
-from vaejax.datasets.volumes import Scale, Stack, Volume
+from vaejax.datasets.stacks import Stack, Volume
+from vaejax.datasets.windows import Lut, Scale
 from vaejax.errors import DataError
 
-_PICTURES = (".png", ".jpg", ".jpeg")
+_STACKS = ("arrays", "medmnist")
+"""Sources that take an NPY file for a stack of images, or of volumes, and not for one image."""
 _LINE = 12  # pixels of a line of text in a margin, and
 _LETTER = 7  # of the widest letter, generously
 _NARROWEST = 10 * _LETTER  # the longest word fits
@@ -38,9 +41,10 @@ class Study(NamedTuple):
         axes: where the slices, rows and columns of `images` lie among the source's.
         scale: from the source's units to [0, 1].
         colour: whether the source has several channels: colours, or alpha.
-        whole: the type of grey levels or colours; None for values with a unit.
+        whole: the type of grey levels or colours; None for values with a unit, and for floats.
         unstacked: slices [n, h, w, ...] on the grid of the source as the source's own axes: [x, y, z, ...] of a NIfTI file in
-            its own order, [n, h, w, ...] of a series sorted by position, [h, w, ...] of a picture turned as its EXIF says.
+            its own order, [n, h, w, ...] of a series sorted by position, [h, w, ...] of a picture turned as its EXIF says, and
+            as the images of an NPY file lie.
         write: see `save`.
     """
 
@@ -48,7 +52,7 @@ class Study(NamedTuple):
     paths: tuple[str, ...]
     images: Float32[np.ndarray, "n H W C"]
     axes: tuple[Axis, Axis, Axis]
-    scale: Scale
+    scale: Scale | Lut
     colour: bool
     whole: np.dtype | None
     unstacked: Callable[[np.ndarray], np.ndarray]
@@ -76,11 +80,12 @@ class Study(NamedTuple):
         """Writes an array on the grid of the source, as `back` gives it, in the format of the source.
 
         A NIfTI file has the affine of its source; a DICOM series is a derived one in the place of its source
-        (`vaejax.datasets.series.save`); a picture is a PNG with a notice in a margin below, its pixels untouched: bools are
-        black and white, other integers stay as they are, floats of [0, 1] have 16 bits (others are scaled, as the margin says).
+        (`vaejax.datasets.series.save`); an NPY file is one, values as they are; a picture is a PNG with a notice in a margin
+        below, its pixels untouched: bools are black and white, other integers stay as they are, floats of [0, 1] have 16 bits
+        (others are scaled, as the margin says).
 
         Args:
-            folder: where ID_NAME.nii.gz, ID_NAME.png, or the folder ID_NAME goes.
+            folder: where ID_NAME.nii.gz, ID_NAME.png, ID_NAME.npy, or the folder ID_NAME goes.
             values: floats, integers or bools.
             name: what it shows, such as "reconstruction".
             identify: whether a DICOM series keeps the patient and study of its source.
@@ -143,34 +148,48 @@ def _found(path: Path, config: DataConfig) -> list[Volume]:
     """What is to be read at once, a picture as a volume of one slice."""
     if not path.exists():
         raise DataError(f"{path}: expected a file or folder of images, found none.")
-    named = [(path.name, path)] if path.is_file() else volumes.named_in(path)
-    pictures = [(name, file) for name, file in named if file.suffix.lower() in _PICTURES]
-    others = [(name, file) for name, file in named if file.suffix.lower() not in _PICTURES]
+    named = [(path.name, path)] if path.is_file() else stacks.named_in(path)
+    pictures = [(name, file) for name, file in named if file.suffix.lower() in image.SUFFIXES]
+    others = [(name, file) for name, file in named if file.suffix.lower() not in image.SUFFIXES]
     if not named:
-        raise DataError(f"{path}: expected PNG, JPEG, NIfTI or DICOM files, found none.")
+        raise DataError(f"{path}: expected PNG, JPEG, TIFF, NPY, NIfTI or DICOM files, found none.")
     if others:
-        volumes.require_libraries(str(path))
+        stacks.require_libraries(str(path))
     found = [Volume((name,), (file,), name, functools.partial(_of_picture, file, config)) for name, file in pictures]
-    return sorted(found + volumes.find(others, config), key=lambda volume: volume.paths)
+    return sorted(found + stacks.find(others, config), key=lambda volume: volume.paths)
 
 
 def _of_picture(file: Path, config: DataConfig) -> Stack:
+    if _is_array(file) and config.name in _STACKS:
+        return _of_array(file, config)
     pixels = isolation.reader(image.decode, config)(file)
     return Stack(pixels[np.newaxis], (None, None, None), None, lambda slices: slices[0], file)
 
 
+def _of_array(file: Path, config: DataConfig) -> Stack:
+    """All images of an NPY file, as the source of that name takes them."""
+    pixels = isolation.reader(arrays.of_npy, config)(file)
+    flat = pixels.reshape(-1, *pixels.shape[-3:])
+    return Stack(flat, (None, None, None), None, lambda slices: slices.reshape(*pixels.shape[:-3], *slices.shape[1:]), file)
+
+
+def _is_array(file: Path) -> bool:
+    return file.suffix.lower() == ".npy"
+
+
 def _study(volume: Volume, config: DataConfig, data: DataSet) -> Study:
     stack = volume.read()
-    axes = volumes.axes_of(stack, config)
+    axes = stacks.axes_of(stack, config)
     if isinstance(stack.source, Path):  # a picture is fitted in its own levels, as those that were prepared
-        slices, scale = stack.voxels, Scale(0.0, image.WHITE[stack.voxels.dtype.name])
+        slices = stack.voxels
+        scale: Scale | Lut = Scale(0.0, image.WHITE[stack.voxels.dtype.name])
     else:
-        scale = volumes.scale_of(stack, config, data.window)
-        slices = volumes.blocks_of(volumes.images_of(stack, axes, scale), config.block)
+        scale = stacks.scale_of(stack, config, data.window)
+        slices = stacks.blocks_of(stacks.images_of(stack, axes, scale), config.block)
     height, width, channels = data.image_shape
     fitted = [image.resize(image.to_channels(one, channels), (height, width), config.resize) for one in slices]
     rows, columns = geometry.fitted(slices.shape[1:3], (height, width), config.resize)
-    whole = stack.voxels.dtype if isinstance(stack.source, Path) or stack.voxels.shape[-1] > 1 else None
+    levels = stack.voxels.dtype.kind != "f" and (isinstance(stack.source, Path) or stack.voxels.shape[-1] > 1)
     return Study(
         hash_files(("", file) for file in volume.files)[:16],
         volume.paths,
@@ -178,7 +197,7 @@ def _study(volume: Volume, config: DataConfig, data: DataSet) -> Study:
         (axes[0], geometry.after(axes[1], rows), geometry.after(axes[2], columns)),
         scale,
         stack.voxels.shape[-1] > 1,
-        whole,
+        stack.voxels.dtype if levels else None,
         stack.unstacked,
         _writer(stack),
     )
@@ -189,6 +208,8 @@ def _study(volume: Volume, config: DataConfig, data: DataSet) -> Study:
 
 def _writer(stack: Stack) -> Callable[[Path, np.ndarray, str, bool], list[Path]]:
     """How results of a study are written; it holds no voxels."""
+    if isinstance(stack.source, Path) and _is_array(stack.source):
+        return lambda path, values, name, identify: [_write_array(path.with_name(path.name + ".npy"), values)]
     if isinstance(stack.source, Path):
         return lambda path, values, name, identify: [_write_picture(path.with_name(path.name + ".png"), values, name)]
 
@@ -207,6 +228,12 @@ def _writer(stack: Stack) -> Callable[[Path, np.ndarray, str, bool], list[Path]]
         return write
     source = stack.source._replace(pixels=np.zeros((0, 1, 1, 1)))
     return lambda path, values, name, identify: series.save(path, values, source, name, identify)
+
+
+def _write_array(path: Path, values: Shaped[np.ndarray, "..."]) -> Path:
+    """An NPY file: its format has no room for a notice."""
+    np.save(path, values, allow_pickle=False)
+    return path
 
 
 def _write_picture(path: Path, values: Shaped[np.ndarray, "h w *C"], name: str) -> Path:

@@ -99,8 +99,8 @@ def text(choices: list[Choice], facts: dict[str, Any]) -> str:
 
 
 def _require_one_kind(facts: dict[str, Any]) -> None:
-    if facts["validation_fraction"] is None and not {"train", "val", "test"} <= set(facts["splits"]):
-        raise DataError(f"no configuration: {facts['suspicious'][0]}")
+    if facts["problem"]:
+        raise DataError(f"no configuration: {facts['problem']}")
     if len(facts["dtypes"]) > 1:
         raise DataError(f"no configuration: images of several depths ({', '.join(facts['dtypes'])}). Bring them to one.")
     if len(facts["channels"]) > 1 and not {"1", "3"} >= set(facts["channels"]):

@@ -12,7 +12,7 @@ from jaxtyping import Int, Num, UInt8
 from vaejax.config import DataConfig
 from vaejax.datasets import isolation, npy
 from vaejax.datasets.image import check_values, native, to_classes
-from vaejax.datasets.source import Examples, Source, hash_files
+from vaejax.datasets.source import Examples, Source, decoding, hash_files
 from vaejax.datasets.splits import by_name
 from vaejax.errors import DataError
 
@@ -61,6 +61,18 @@ def read(path: Path) -> dict[str, Examples]:
         return by_name(examples[""], names.repeat(examples[""].n // n).tolist())
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+
+
+def of_npy(path: Path) -> Num[np.ndarray, "*n H W C"]:
+    """The images of an .npy file as they are prepared: [n, H, W, C], or of volumes [n, D, H, W, C].
+
+    Raises:
+        DataError: the bare reason why it is unreadable, or holds no images.
+    """
+    with decoding("NPY"):
+        images = npy.mapped(path)
+        _check_images("", images)
+        return native(_with_channels(images))
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -114,17 +126,21 @@ def _examples(prefix: str, fields: _Fields) -> Examples:
     images = fields["images"]
     _check_images(prefix, images)
     n = len(images)
-    volumes = images.ndim == 5 or (images.ndim == 4 and images.shape[-1] > 4)
     labels = _labels(prefix, fields, n)
-    masks = _masks(prefix, fields, images.shape[: 3 + volumes])
-    flat = images.reshape(-1, *images.shape[2:]) if volumes else images
-    flat = flat if flat.ndim == 4 else flat[..., None]
+    images = _with_channels(images)
+    masks = _masks(prefix, fields, images.shape[:-1])
+    flat = images.reshape(-1, *images.shape[-3:])
     return Examples(
         len(flat),
         functools.partial(_image, flat),
         None if labels is None else labels.repeat(len(flat) // n),
         segmentation=None if masks is None else masks.reshape(flat.shape[:3]).__getitem__,
     )
+
+
+def _with_channels(images: Num[np.ndarray, "..."]) -> Num[np.ndarray, "*n H W C"]:
+    """Images [n, H, W, C], or those of volumes [n, D, H, W, C]; a last axis of up to 4 is channels."""
+    return images if images.ndim == 5 or (images.ndim == 4 and images.shape[-1] <= 4) else images[..., None]
 
 
 def _image(images: Num[np.ndarray, "n H W C"], i: int) -> Num[np.ndarray, "H W C"]:
@@ -148,6 +164,9 @@ def _labels(prefix: str, fields: _Fields, n: int) -> Int[np.ndarray, " n"] | Non
         return None
     labels = fields["labels"]
     _check_column(f"{prefix}labels", labels[:, 0] if labels.ndim == 2 and labels.size else labels, n, "iu", "whole numbers")
+    most = np.iinfo(np.int32).max
+    if labels.size and not (-most <= labels.min() and labels.max() <= most):
+        raise DataError(f"{prefix}labels: expected numbers from {-most} to {most}, found {labels.min()} to {labels.max()}.")
     return labels.reshape(-1).astype(np.int32) if labels.size == n else None
 
 

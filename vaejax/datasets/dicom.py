@@ -1,6 +1,6 @@
 """One DICOM file: its pixels in the modality's units, its geometry, and no more of its header than grouping needs.
 
-Sections named like C.11.2 are those of the DICOM standard, PS3.3; A.4 and G.3 are of PS3.5.
+Sections named like C.11.2 are those of the DICOM standard, PS3.3; A.5 is of PS3.5.
 """
 
 import io
@@ -9,23 +9,21 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import imagecodecs
 import numpy as np
 from jaxtyping import Float, Int, Num
 from pydicom import uid
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
 from pydicom.filereader import dcmread, read_dataset, read_preamble
 from pydicom.multival import MultiValue
-from pydicom.pixels import get_decoder
 from pydicom.tag import BaseTag, Tag
 
-from vaejax.datasets import burned_in
+from vaejax.datasets import burned_in, dicom_frames
+from vaejax.datasets.dicom_frames import Layout
 from vaejax.datasets.source import decoding, size_of
+from vaejax.datasets.windows import FUNCTIONS, Lut
 from vaejax.errors import DataError
 
 MAX_BYTES = 512 * 2**20
@@ -38,19 +36,8 @@ _DEFERRED = 2**16  # bytes of a field that a header needs not hold in memory: th
 # The log of pydicom repeats values of the header, names among them.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
-_JPEG = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1}
-_JPEG_LS = {uid.JPEGLSLossless, uid.JPEGLSNearLossless}
-_JPEG_2000 = {uid.JPEG2000Lossless, uid.JPEG2000}
-_NATIVE = {
-    uid.ImplicitVRLittleEndian,
-    uid.ExplicitVRLittleEndian,
-    uid.ExplicitVRBigEndian,
-    uid.DeflatedExplicitVRLittleEndian,
-}
 _GREY = {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"}
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
-_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
-_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PALETTES = tuple(
     f"{kind}{colour}PaletteColorLookupTable{part}"
     for colour in ("Red", "Green", "Blue")
@@ -70,23 +57,9 @@ _TAGS = [
         *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
         *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
         *_PALETTES,
-        *_PIXELS,
+        *dicom_frames.KEYWORDS,
     )
 ]
-
-
-class Lut(NamedTuple):
-    """A lookup table (C.11.1, C.11.2): an input `first + i` becomes `values[i]`, one outside of them the nearest.
-
-    Attributes:
-        first: the input of the first value.
-        values: of 0 to `white`.
-        white: the largest value that its bits allow.
-    """
-
-    first: float
-    values: Int[np.ndarray, " n"]
-    white: int
 
 
 class Header(NamedTuple):
@@ -95,9 +68,9 @@ class Header(NamedTuple):
     Attributes:
         shape: (frames, rows, columns, channels).
         modality: "CT", "MR", ...; None where absent or no code.
-        windows: (centre, width) pairs for `windowed`, in the units of the decoded pixels; the first frame's.
+        windows: (centre, width) pairs for `windows.window`, in the units of the decoded pixels; the first frame's.
         function: how they are meant: "LINEAR", "LINEAR_EXACT" or "SIGMOID".
-        luts: tables for `looked_up`, in the same units, used instead of a window.
+        luts: tables in the same units, instead of a window, or besides.
         spacing: between the centres of rows, and of columns; None where unknown. That of projections is at the detector.
         thickness: of a slice.
         gap: between the centres of neighbouring slices, as the file claims; the positions know better.
@@ -108,6 +81,7 @@ class Header(NamedTuple):
         bits: stored a sample.
         text: whether the pixels may show text (see `vaejax.datasets.burned_in`).
         head: whether a part of the head is said to be shown.
+        mirrored: whether the decoded pixels are, as of MONOCHROME1.
     """
 
     shape: tuple[int, int, int, int]
@@ -125,6 +99,7 @@ class Header(NamedTuple):
     bits: int
     text: bool
     head: bool
+    mirrored: bool
 
 
 class Picture(NamedTuple):
@@ -166,9 +141,9 @@ def decode(path: Path, max_bytes: int = MAX_BYTES) -> Picture:
         dtype = np.result_type(*(table.values for table in palette)) if palette else np.float32 if changed else layout.dtype
         _check_size(header.shape, np.dtype(dtype), max_bytes)
         pixels = np.empty(header.shape, dtype)
-        for i, frame in enumerate(_frames(data, layout)):
+        for i, frame in enumerate(dicom_frames.decoded(data, layout)):
             if palette:
-                frame = np.concatenate([_look_up(frame, table) for table in palette], axis=-1)
+                frame = np.concatenate([table.look_up(frame) for table in palette], axis=-1)
             pixels[i] = _units(frame, scales[i], layout)
         return Picture(pixels, header)
 
@@ -183,7 +158,7 @@ def raw(path: Path, max_bytes: int = MAX_BYTES) -> Num[np.ndarray, "f h w c"]:
         data = _read(path, max_bytes)
         layout = _layout(data, max_bytes)
         stored = np.empty((layout.frames, layout.rows, layout.columns, layout.samples), layout.dtype)
-        for i, frame in enumerate(_frames(data, layout)):
+        for i, frame in enumerate(dicom_frames.decoded(data, layout)):
             stored[i] = frame
         return stored
 
@@ -197,35 +172,6 @@ def read_header(path: Path, max_bytes: int = MAX_BYTES) -> Header:
     with decoding("DICOM"):
         data = _read(path, max_bytes, defer_size=_DEFERRED)
         return _header(data, _layout(data, max_bytes))
-
-
-def windowed(pixels: Num[np.ndarray, "..."], centre: float, width: float, function: str = "LINEAR") -> Float[np.ndarray, "..."]:
-    """Pixels through a window to [0, 1] (C.11.2.1.2, C.11.2.1.3, with y from 0 to 1).
-
-    Args:
-        pixels: in the modality's units.
-        centre: of the window, in these units.
-        width: at least 1 for "LINEAR", above 0 for the others.
-        function: "LINEAR", "LINEAR_EXACT" or "SIGMOID".
-
-    Raises:
-        DataError: a width or function other than these.
-    """
-    if function not in _FUNCTIONS or not width >= (1 if function == "LINEAR" else 0) or width == 0:
-        raise DataError(f"a window {function} of width {width}; expected LINEAR of 1 or more, LINEAR_EXACT or SIGMOID above 0")
-    x = pixels.astype(np.result_type(pixels.dtype, np.float32))  # 32-bit integers need float64
-    if function == "SIGMOID":
-        return (0.5 + 0.5 * np.tanh(2 * (x - centre) / width)).astype(np.float32)  # 1 / (1 + exp(-4 t)), without overflow
-    if function == "LINEAR":
-        centre, width = centre - 0.5, width - 1
-    if width == 0:
-        return (x > centre).astype(np.float32)
-    return np.clip((x - centre) / width + 0.5, 0, 1).astype(np.float32)
-
-
-def looked_up(pixels: Num[np.ndarray, "..."], lut: Lut) -> Float[np.ndarray, "..."]:
-    """Pixels through a VOI LUT to [0, 1] (C.11.2.1.1)."""
-    return (_look_up(pixels, lut) / lut.white).astype(np.float32)
 
 
 def order(
@@ -341,28 +287,8 @@ def _holder(data: Dataset, group: str, keyword: str, frame: int = 0) -> Dataset:
     return data
 
 
-class _Layout(NamedTuple):
-    """How the pixels are stored: checked, and within the caps."""
-
-    frames: int
-    rows: int
-    columns: int
-    samples: int
-    photometric: str
-    stored: int  # bits
-    signed: bool
-    dtype: np.dtype
-
-    @property
-    def extremes(self) -> tuple[int, int]:
-        """Of the stored values; both 0 for floats."""
-        if self.dtype.kind == "f":
-            return 0, 0
-        return (-(1 << (self.stored - 1)), (1 << (self.stored - 1)) - 1) if self.signed else (0, (1 << self.stored) - 1)
-
-
-def _layout(data: Dataset, max_bytes: int) -> _Layout:
-    present = [keyword for keyword in _PIXELS if keyword in data]
+def _layout(data: Dataset, max_bytes: int) -> Layout:
+    present = [keyword for keyword in dicom_frames.KEYWORDS if keyword in data]
     if len(present) != 1:
         raise DataError("more than one kind of pixel data" if present else "no pixel data, or cut short before their end")
     real = present[0] != "PixelData"
@@ -385,7 +311,7 @@ def _layout(data: Dataset, max_bytes: int) -> _Layout:
     dtype = np.dtype(f"{'f' if real else 'i' if signed else 'u'}{max(1, allocated // 8)}")
     _check_size((frames, rows, columns, samples), dtype, max_bytes)
     data.NumberOfFrames, data.BitsStored = frames, stored  # what pydicom is to read
-    return _Layout(frames, rows, columns, samples, photometric, stored, signed, dtype)
+    return Layout(frames, rows, columns, samples, photometric, allocated, stored, signed, dtype)
 
 
 def _check_size(shape: tuple[int, ...], dtype: np.dtype, max_bytes: int) -> None:
@@ -394,7 +320,7 @@ def _check_size(shape: tuple[int, ...], dtype: np.dtype, max_bytes: int) -> None
         raise DataError(f"{claimed} bytes of pixels claimed; at most {max_bytes} are allowed")
 
 
-def _header(data: Dataset, layout: _Layout) -> Header:
+def _header(data: Dataset, layout: Layout) -> Header:
     measures = [
         _numbers(_holder(data, "PixelMeasuresSequence", keyword), keyword)
         for keyword in ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
@@ -421,6 +347,7 @@ def _header(data: Dataset, layout: _Layout) -> Header:
         layout.stored,
         burned_in.suspected(data),
         (_text(data, "BodyPartExamined") or "") in HEADS,
+        layout.photometric == "MONOCHROME1",
     )
 
 
@@ -459,7 +386,7 @@ class _Scale(NamedTuple):
     table: Lut | None
 
 
-def _scale(data: Dataset, layout: _Layout, frame: int) -> _Scale | None:
+def _scale(data: Dataset, layout: Layout, frame: int) -> _Scale | None:
     """The change of a frame; None where the modality changes nothing, or does not apply: float pixel data and colour."""
     if layout.dtype.kind == "f" or layout.photometric not in ("MONOCHROME1", "MONOCHROME2"):
         return None
@@ -474,17 +401,17 @@ def _scale(data: Dataset, layout: _Layout, frame: int) -> _Scale | None:
     return None if (slope, intercept) == (1, 0) else _Scale(slope, intercept, None)
 
 
-def _units(frame: np.ndarray, scale: _Scale | None, layout: _Layout) -> np.ndarray:
+def _units(frame: np.ndarray, scale: _Scale | None, layout: Layout) -> np.ndarray:
     """Stored values [h, w, c] in the modality's units, MONOCHROME1 mirrored."""
     mirrored = layout.photometric == "MONOCHROME1"
     if mirrored and frame.dtype.kind != "f":
         frame = np.clip(frame, *layout.extremes)  # a codec may give more bits than are said to be stored
     if scale is not None:
-        frame = _look_up(frame, scale.table) if scale.table else frame * scale.slope + scale.intercept
+        frame = scale.table.look_up(frame) if scale.table else frame * scale.slope + scale.intercept
     return _mirror(scale, layout) - frame if mirrored else frame
 
 
-def _mirror(scale: _Scale | None, layout: _Layout) -> float:
+def _mirror(scale: _Scale | None, layout: Layout) -> float:
     """The sum of the smallest and the largest value that a frame can have; an int where all values are."""
     if scale is not None and scale.table is not None:
         return int(scale.table.values.min()) + int(scale.table.values.max())
@@ -492,11 +419,11 @@ def _mirror(scale: _Scale | None, layout: _Layout) -> float:
     return both if scale is None else scale.slope * both + 2 * scale.intercept
 
 
-def _windows(data: Dataset, layout: _Layout) -> tuple[tuple[tuple[float, float], ...], str, tuple[Lut, ...]]:
+def _windows(data: Dataset, layout: Layout) -> tuple[tuple[tuple[float, float], ...], str, tuple[Lut, ...]]:
     """Windows, their function, and VOI LUTs of the first frame, mirrored where the pixels are."""
     holder = _holder(data, "FrameVOILUTSequence", "WindowCenter")
     function = _text(holder, "VOILUTFunction") or "LINEAR"
-    function = function if function in _FUNCTIONS else "LINEAR"
+    function = function if function in FUNCTIONS else "LINEAR"
     pairs = zip(_numbers(holder, "WindowCenter"), _numbers(holder, "WindowWidth"), strict=False)
     windows = tuple((centre, width) for centre, width in pairs if width >= (1 if function == "LINEAR" else 1e-6))
     luts = tuple(_lut(item, data) for item in data.get("VOILUTSequence") or [])
@@ -569,142 +496,3 @@ def _expanded(words: np.ndarray, n: int) -> np.ndarray:
         parts.append(part)
         done += len(part)
     return np.rint(np.concatenate(parts)[:n])
-
-
-def _look_up(pixels: np.ndarray, lut: Lut) -> np.ndarray:
-    index = np.clip(np.rint(pixels.astype(np.float64) - lut.first), 0, len(lut.values) - 1)
-    return lut.values[index.astype(np.int64)]
-
-
-# --- frames
-
-
-def _frames(data: Dataset, layout: _Layout) -> Iterator[np.ndarray]:
-    """Every frame [h, w, samples], in the stored type, colour as RGB; never fewer than the file claims."""
-    syntax = data.file_meta.TransferSyntaxUID
-    n = 0
-    for frame, rgb in _native(data, layout) if syntax in _NATIVE else _encapsulated(data, layout, syntax):
-        frame = frame.reshape(layout.rows, layout.columns, layout.samples)
-        if layout.samples == 3 and not rgb:
-            frame = _rgb(frame)
-        yield frame
-        n += 1
-        if n == layout.frames:
-            return
-    raise DataError(f"{n} of {layout.frames} frames")
-
-
-def _native(data: Dataset, layout: _Layout) -> Iterator[tuple[np.ndarray, bool]]:
-    """Frames that are not compressed, each with whether it is RGB already."""
-    found, expected = len(data[next(keyword for keyword in _PIXELS if keyword in data)].value), _native_bytes(data, layout)
-    if found < expected:
-        raise DataError(f"{found} bytes of pixels; expected {expected}")
-    for frame, _ in get_decoder(data.file_meta.TransferSyntaxUID).iter_array(data, raw=True):
-        yield frame, layout.photometric == "RGB"
-
-
-def _native_bytes(data: Dataset, layout: _Layout) -> int:
-    bits = _whole(data, "BitsAllocated") * layout.frames * layout.rows * layout.columns * layout.samples
-    return math.ceil(bits * (2 / 3 if layout.photometric == "YBR_FULL_422" else 1) / 8)
-
-
-def _encapsulated(data: Dataset, layout: _Layout, syntax: str) -> Iterator[tuple[np.ndarray, bool]]:
-    """Compressed frames (A.4), each with whether it is RGB already."""
-    if syntax not in _JPEG | _JPEG_LS | _JPEG_2000 | {uid.RLELossless}:
-        name = uid.UID(syntax).name if syntax in uid.UID_dictionary else "an unknown one"
-        raise DataError(f"no decoder for its transfer syntax ({name})")
-    tables = [data.get(keyword) for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
-    extended = (tables[0], tables[1]) if all(isinstance(table, bytes) for table in tables) else None
-    for stream in generate_frames(data.PixelData, number_of_frames=layout.frames, extended_offsets=extended):
-        if syntax == uid.RLELossless:
-            yield _run_lengths(stream, data, layout), layout.photometric == "RGB"
-            continue
-        yield _codec(stream, syntax, layout), syntax in _JPEG or layout.photometric in ("RGB", "YBR_ICT", "YBR_RCT")
-
-
-def _run_lengths(stream: bytes, data: Dataset, layout: _Layout) -> np.ndarray:
-    """RLE (G.3): a plane of bytes for each byte of each sample, the most significant first, packed like PackBits."""
-    if _whole(data, "BitsAllocated") == 1:
-        raise DataError("RLE of single bits, for which there is no decoder")
-    size, planes = layout.rows * layout.columns, layout.samples * layout.dtype.itemsize
-    n, *starts = struct.unpack("<16I", stream[:64])
-    if n != planes:
-        raise DataError(f"{n} RLE segments; expected {planes}")
-    content = np.zeros((layout.samples, layout.dtype.itemsize, size), np.uint8)
-    for plane, start, end in zip(content.reshape(planes, size), starts, [*starts[1:n], len(stream)], strict=False):
-        segment = imagecodecs.packbits_decode(stream[start:end], out=size) if 64 <= start < end <= len(stream) else b""
-        if len(segment) != size:
-            raise DataError("an RLE segment that is cut short")
-        plane[:] = np.frombuffer(segment, np.uint8)
-    samples = np.ascontiguousarray(np.moveaxis(content, 1, 2)).view(layout.dtype.newbyteorder(">"))[..., 0]
-    return _signed_bits(samples.T.astype(layout.dtype), layout.stored, layout.signed)
-
-
-def _codec(stream: bytes, syntax: str, layout: _Layout) -> np.ndarray:
-    """A frame [h, w] or [h, w, 3] of a JPEG, JPEG-LS or JPEG 2000 stream; its own header must agree before it is decoded."""
-    rows, columns, samples, precision, named = (
-        _siz(stream) if syntax in _JPEG_2000 else _sof(stream, (0xF7,) if syntax in _JPEG_LS else _FRAMES)
-    )
-    if (rows, columns, samples) != (layout.rows, layout.columns, layout.samples):
-        raise DataError(
-            f"a frame of {rows} x {columns} pixels of {samples} samples; "
-            f"expected {layout.rows} x {layout.columns} of {layout.samples}"
-        )
-    if syntax in _JPEG_LS:
-        frame = imagecodecs.jpegls_decode(stream)
-    elif syntax in _JPEG_2000:
-        frame = imagecodecs.jpeg2k_decode(stream)
-    else:  # libjpeg takes three samples for YCbCr if no marker tells
-        plain = "RGB" if layout.photometric == "RGB" and not named else None
-        frame = imagecodecs.jpeg8_decode(stream, colorspace=plain, outcolorspace=plain)
-    frame = _signed_bits(frame, precision, layout.signed)
-    stored = frame.astype(layout.dtype)
-    if frame.itemsize > stored.itemsize and (stored != frame).any():
-        raise DataError(f"samples of {precision} bits; expected {8 * stored.itemsize}")
-    return stored
-
-
-def _signed_bits(samples: np.ndarray, bits: int, signed: bool) -> np.ndarray:
-    """The lowest `bits` of every sample, read as two's complement or not: codecs know less of signs than the header."""
-    samples = np.ascontiguousarray(samples).view(f"{'i' if signed else 'u'}{samples.itemsize}")
-    unused = 8 * samples.itemsize - bits
-    return samples << unused >> unused if unused > 0 else samples
-
-
-_FRAMES = (0xC0, 0xC1, 0xC2, 0xC3)  # the markers that begin a frame of Huffman codes
-
-
-def _sof(stream: bytes, frames: tuple[int, ...]) -> tuple[int, int, int, int, bool]:
-    """Rows, columns, samples and precision of a JPEG or JPEG-LS stream, and whether a marker names its colours."""
-    i, named = 2, False
-    while stream[:2] == b"\xff\xd8" and i + 10 <= len(stream) and stream[i] == 0xFF:
-        marker, length = stream[i + 1], int.from_bytes(stream[i + 2 : i + 4])
-        if marker == 0xFF:  # a filling byte
-            i += 1
-            continue
-        if marker in frames:
-            precision, rows, columns, samples = struct.unpack(">BHHB", stream[i + 4 : i + 10])
-            return rows, columns, samples, precision, named
-        named |= stream[i + 4 : i + 8] == b"JFIF" or stream[i + 4 : i + 9] == b"Adobe"
-        i += 2 + length
-    raise DataError("a frame that is no JPEG stream")
-
-
-def _siz(stream: bytes) -> tuple[int, int, int, int, bool]:
-    """The same of a JPEG 2000 stream, whose colours are always told by the DICOM header."""
-    start = stream.find(b"\xff\x4f\xff\x51", 0, 4096)  # some writers leave the boxes of a JP2 file around it
-    if start < 0 or start + 43 > len(stream):
-        raise DataError("a frame that is no JPEG 2000 stream")
-    right, bottom, left, top = struct.unpack(">4I", stream[start + 8 : start + 24])
-    samples, depth = struct.unpack(">HB", stream[start + 40 : start + 43])
-    return bottom - top, right - left, samples, (depth & 0x7F) + 1, False
-
-
-def _rgb(frame: Num[np.ndarray, "h w 3"]) -> Num[np.ndarray, "h w 3"]:
-    """YBR_FULL of 8 bits as RGB (C.7.6.3.1.2)."""
-    if frame.dtype != np.uint8:
-        raise DataError("YBR of other than 8 bits, which is not supported")
-    y, blue, red = np.moveaxis(frame.astype(np.float32), -1, 0)
-    blue, red = blue - 128, red - 128
-    rgb = np.stack([y + 1.402 * red, y - 0.344136 * blue - 0.714136 * red, y + 1.772 * blue], axis=-1)
-    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)

@@ -7,7 +7,7 @@ from typing import Any
 
 from vaejax.config import DataConfig
 from vaejax.datasets import isolation
-from vaejax.datasets.volumes import is_nifti
+from vaejax.datasets.stacks import is_nifti
 from vaejax.errors import DataError
 
 

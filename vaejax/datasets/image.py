@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Num, UInt8, UInt16
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from vaejax.datasets import npy
 from vaejax.datasets.source import decoding, size_of
@@ -27,6 +27,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"}
 _LUMA = np.array((0.299, 0.587, 0.114))  # ITU-R BT.601
 # Pillow's mode -> the mode to convert it to
 _MODES = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB", "RGBA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}
+# Pillow's table of TIFF pixels lacks 16-bit grey of big-endian files whose 0 is white; it has that of little-endian ones
+TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
 _BITS, _MEANING, _ORIENTATION, _PLANES, _TILE = 258, 262, 274, 284, (322, 323)  # tags of TIFF
 
 
@@ -141,7 +143,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     try:
         opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF"))
     except UnidentifiedImageError:
-        raise DataError("neither a PNG nor a JPEG, TIFF or NPY image") from None
+        hint = "; save each frame of a GIF as a PNG, or all as a NIfTI volume" if data.startswith(b"GIF8") else ""
+        raise DataError(f"neither a PNG nor a JPEG, TIFF or NPY image{hint}") from None
     with opened as image:
         tags = getattr(image, "tag_v2", {})
         tile = [int(tags.get(tag, 1)) for tag in _TILE]
@@ -149,7 +152,10 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             raise DataError(f"{image.height} x {image.width} pixels claimed; at most {MAX_PIXELS} are allowed")
         count = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # a JPEG with previews
         if count != 1:
-            raise DataError(f"{count} images in one file; expected one")
+            raise DataError(
+                f"{count} frames or pages in one file, and nobody says what they are; expected one. Save each as a file, "
+                "or all as a NIfTI volume"
+            )
         yield image
 
 

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from vaejax.config import DataConfig
 from vaejax.datasets import isolation
 from vaejax.datasets.image import check_mask, decode, decode_segmentation, shape_of
+from vaejax.datasets.masks import masks_in, stem
 from vaejax.datasets.source import Examples, Source, files_in, first_of, hash_files, reading
 from vaejax.datasets.splits import NAMES
 from vaejax.errors import DataError
@@ -36,7 +37,7 @@ def source(config: DataConfig) -> Source:
         raise DataError(f"{root}: expected class folders in every split or in none, found both. Sort the images.")
     label_names = tuple(sorted(name for name in names if name is not None)) or None
     files = [(path.relative_to(root).as_posix(), path) for pairs in found.values() for _, path in pairs]
-    masks = _masks(root, Path(config.masks), [name for name, _ in files]) if config.masks else {}
+    masks = _masks(Path(config.masks), root, [name for name, _ in files]) if config.masks else {}
     hashed = files + [(f"mask of {name}", path) for name, path in masks.items()]
     return Source(
         hash_files(hashed),
@@ -75,27 +76,16 @@ def _mask_of(files: tuple[Path, Path]) -> UInt8[np.ndarray, "H W"]:
     return mask
 
 
-def _masks(root: Path, folder: Path, names: list[str]) -> dict[str, Path]:
+def _masks(folder: Path, root: Path, names: list[str]) -> dict[str, Path]:
     """The mask of each image, by the image's name."""
-    if not folder.is_dir() or root.resolve() in (folder.resolve(), *folder.resolve().parents):
-        found = "one inside data.path" if folder.is_dir() else "a file" if folder.exists() else "none"
-        raise DataError(f"data.masks={str(folder)!r}: expected a folder of masks beside the images, found {found}.")
-    masks: dict[str, Path] = {}
-    for path in files_in(folder, "**/*"):
-        other = masks.setdefault(_stem(path.relative_to(folder).as_posix()), path)
-        if other != path:
-            raise DataError(f"{path}: expected one mask of an image, found {other.name}, too. Remove one.")
-    missing = [name for name in names if _stem(name) not in masks]
+    masks = masks_in(folder, root)
+    missing = [name for name in names if stem(name) not in masks]
     if missing:
         raise DataError(
             f"data.masks={str(folder)!r}: expected a mask of each image, found none of {len(missing)} of {len(names)}: "
             f"{first_of(missing)}. Add them."
         )
-    return {name: masks[_stem(name)] for name in names}
-
-
-def _stem(name: str) -> str:
-    return name.removesuffix(Path(name).suffix)
+    return {name: masks[stem(name)] for name in names}
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, Int32
 
-from vaejax.config import DataConfig
-from vaejax.datasets import image_folder, volumes
+from vaejax.config import DataConfig, require_volumes
+from vaejax.datasets import image_folder, stacks, volumes
 from vaejax.datasets.image import SUFFIXES
 from vaejax.datasets.source import Examples, Source, first_of, hash_files, size_of
 from vaejax.datasets.splits import by_name
@@ -44,11 +44,13 @@ def source(config: DataConfig) -> Source:
     """The files that the table `config.path` lists, in its order: a .csv with a header, or a .json list of objects.
 
     Columns are the fields of `Row`; labels are all names, or all whole numbers. A volume gives its slices, as `volumes` does;
-    without a patient, it is that of its DICOM header, or a patient of its own. Splits that are not named are made.
+    without a patient, it is that of its DICOM header, or a patient of its own. DICOM files of one series are one volume, of one
+    patient, label and split, and have one mask or one each. Splits that are not named are made.
 
     Raises:
+        ConfigError: a field of volumes, and images in the table.
         DataError: no such table, other columns, a path twice, outside of the folder, or of no file, a column that is filled in
-            some rows only, labels of both kinds, or images and volumes in one table.
+            some rows only, labels of both kinds, images and volumes in one table, or a series whose rows disagree.
     """
     table = Path(config.path or "")
     if not table.is_file() or table.suffix.lower() not in (".csv", ".json"):
@@ -63,22 +65,29 @@ def source(config: DataConfig) -> Source:
         raise DataError(f"{table}: {error}") from None
     files = [("", table), *((name, table.parent / name) for row in rows for name in (row.path, row.mask) if name)]
     if of_volumes:
-        volumes.require_libraries("data.name='manifest' of volumes")
+        stacks.require_libraries("data.name='manifest' of volumes")
+    else:
+        require_volumes(config, "the table lists images")
     contents = volumes.contents_of(files, config) if of_volumes else hash_files(files)
     return Source(contents, label_names, lambda: _open(table, rows, labels, of_volumes, config))
+
+
+def listed(table: Path) -> list[Path]:
+    """The files of the rows, masks aside. Raises DataError where there is no such table."""
+    return [table.parent / row.path for row in _read(table)]
 
 
 def _open(
     table: Path, rows: list[Row], labels: Int32[np.ndarray, " rows"] | None, of_volumes: bool, config: DataConfig
 ) -> dict[str, Examples]:
     """The splits."""
-    examples, row = (_slices if of_volumes else _images)(table.parent, rows, config)
-    if rows[0].patient:
-        owners = np.unique([one.patient for one in rows], return_inverse=True)[1][row]
-        unreadable = False if examples.patients is None else examples.patients < 0
-        examples = examples._replace(patients=np.where(unreadable, -1, owners))
-    examples = examples._replace(labels=None if labels is None else labels[row])
     try:
+        examples, row = (_slices if of_volumes else _images)(table.parent, rows, config)
+        if rows[0].patient:
+            owners = np.unique([one.patient for one in rows], return_inverse=True)[1][row]
+            unreadable = False if examples.patients is None else examples.patients < 0
+            examples = examples._replace(patients=np.where(unreadable, -1, owners))
+        examples = examples._replace(labels=None if labels is None else labels[row])
         return by_name(examples, [rows[number].split for number in row])
     except DataError as error:
         raise DataError(f"{table}: {error}") from None
@@ -93,17 +102,25 @@ def _images(root: Path, rows: list[Row], config: DataConfig) -> tuple[Examples, 
 
 def _slices(root: Path, rows: list[Row], config: DataConfig) -> tuple[Examples, Int[np.ndarray, " n"]]:
     """The examples, and the row of each."""
-    parts = [row.path for row in rows if not volumes.is_nifti(row.path)]
-    if config.block > 1 and parts:
-        raise DataError(
-            f"data.block={config.block}: each DICOM file of a table is a volume of its own, as {parts[0]}, without neighbours. "
-            "Choose data.block=1, or data.name='volumes' for series."
-        )
-    found = [volume for row in rows for volume in volumes.find([(row.path, root / row.path)], config)]
-    masks = {row.path: root / row.mask for row in rows} if rows[0].mask else None
-    examples = volumes.examples(found, masks, config)
     numbers = {row.path: number for number, row in enumerate(rows)}
+    found = stacks.find([(row.path, root / row.path) for row in rows], config)
+    for volume in found:
+        _check_series([rows[numbers[name]] for name in volume.paths])
+    masks = {row.path: (root / row.mask,) for row in rows} if rows[0].mask else None
+    examples = volumes.examples(sorted(found, key=lambda volume: min(numbers[name] for name in volume.paths)), masks, config)
     return examples, np.array([numbers[path.rpartition(", slice ")[0]] for path in examples.paths or ()])
+
+
+def _check_series(rows: list[Row]) -> None:
+    """Whether the rows of one volume say one thing of it; masks may also be one of each file."""
+    for field in ("patient", "label", "split", "mask"):
+        found = {getattr(row, field): row.path for row in reversed(rows)}
+        if len(found) > 1 and (field, len(found)) != ("mask", len(rows)):
+            one, other = sorted(found.values())[:2]
+            raise DataError(
+                f"expected one {field} of a DICOM series, found {len(found)} in its {len(rows)} files, as of {one} "
+                f"and {other}. Mend the table."
+            )
 
 
 def _read(table: Path) -> list[Row]:

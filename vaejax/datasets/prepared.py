@@ -28,7 +28,7 @@ from vaejax.datasets import shards, workers
 from vaejax.datasets.image import WHITE
 from vaejax.datasets.shards import Form, Plan, Record, Shard
 from vaejax.datasets.source import Examples, Source, example_name
-from vaejax.datasets.splits import complete, of_normals, set_apart
+from vaejax.datasets.splits import arranged
 from vaejax.errors import DataError
 
 _FORMAT = 1  # raise it when preparation changes, so that what older versions prepared is not used
@@ -141,7 +141,7 @@ def _locked(work: Path) -> int:
 
 
 def _prepare(folder: Path, work: Path, source: Source, config: DataConfig, fingerprint: str, drive: workers.Driver) -> None:
-    splits = _splits(source, config)
+    splits = arranged(source.open(), config, source.label_names)
     plan = Plan(work, splits, _form(splits, config), config)
     pieces = shards.cut(splits)
     write = functools.partial(shards.write, plan)
@@ -170,15 +170,6 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
 
 def _say(text: str) -> None:
     Console(stderr=True).print(text)
-
-
-def _splits(source: Source, config: DataConfig) -> dict[str, Examples]:
-    splits = complete(source.open(), config.validation_fraction, source.label_names)
-    if config.normal:
-        splits = of_normals(splits, config.normal, source.label_names)
-    if config.calibration_fraction:
-        splits = set_apart(splits, config.calibration_fraction, ["calibration"], source.label_names)
-    return splits
 
 
 def _form(splits: dict[str, Examples], config: DataConfig) -> Form:

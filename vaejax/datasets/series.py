@@ -25,7 +25,7 @@ _KEPT = (uid.CTImageStorage, uid.MRImageStorage)  # classes that results of thei
 _TECHNICAL: dict[
     str, dict[str, str | None]
 ] = {  # what those classes require (C.8.2.1, C.8.3.1), and what stands for it where the source lacks it
-    uid.CTImageStorage: {"KVP": None, "AcquisitionNumber": None},
+    uid.CTImageStorage: {"KVP": None, "AcquisitionNumber": None, "PatientPosition": None},
     uid.MRImageStorage: {
         "ScanningSequence": "RM",
         "SequenceVariant": "NONE",
@@ -34,12 +34,14 @@ _TECHNICAL: dict[
         "RepetitionTime": None,
         "EchoTime": None,
         "EchoTrainLength": None,
+        "PatientPosition": None,
     },
-    uid.SecondaryCaptureImageStorage: {},
+    uid.SecondaryCaptureImageStorage: {"PatientOrientation": None},
 }
+_CONDITIONAL = ("InversionTime", "TriggerTime")  # what goes with some sequences of MR
 _STUDY = ("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 _PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
-_READ = ["SOPClassUID", "SOPInstanceUID", "FrameOfReferenceUID", *_STUDY, *_PATIENT]
+_READ = ["SOPClassUID", "SOPInstanceUID", "FrameOfReferenceUID", *_CONDITIONAL, *_STUDY, *_PATIENT]
 _READ += [keyword for keywords in _TECHNICAL.values() for keyword in keywords]
 _PADDING = 0  # the stored value of what is not known
 
@@ -115,12 +117,41 @@ def _gap(positions: Float[np.ndarray, "n 3"]) -> float | None:
     return middle if np.abs(gaps - middle).max() <= _IRREGULAR * middle else None
 
 
+def affine(series: Series) -> Float[np.ndarray, "4 4"]:
+    """From (column, row, slice, 1) to mm to the right, front and head, as of a NIfTI file.
+
+    Raises:
+        DataError: the bare reason: frames whose place is unknown, or not one behind the other at equal distances.
+    """
+    between, rows, columns = series.spacing
+    if len(series.frames) == 1:
+        between = between or series.header.thickness or 1.0  # what no voxel depends on
+    if series.positions is None or series.orientations is None or not (between and rows and columns):
+        raise DataError("of a series whose slices have no places at equal distances, which a NIfTI file needs")
+    along, down = series.orientations[0]
+    placed = np.eye(4)
+    placed[:3] = np.stack([along * columns, down * rows, np.cross(along, down) * between, series.positions[0]], axis=1)
+    if len(series.frames) > 1:
+        placed[:3, 2] = (series.positions[-1] - series.positions[0]) / (len(series.frames) - 1)
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ placed
+
+
+def last_pixels(series: Series) -> Float[np.ndarray, "n 3"] | None:
+    """Where the centre of each frame's last pixel lies, mm; None where it is unknown."""
+    if series.positions is None or series.orientations is None or series.header.spacing is None:
+        return None
+    (height, width), (rows, columns) = series.pixels.shape[1:3], series.header.spacing
+    reach = np.array([(width - 1) * columns, (height - 1) * rows])
+    return series.positions + np.einsum("k,nkd->nd", reach, series.orientations)
+
+
 def save(folder: Path, values: Shaped[np.ndarray, "n h w ..."], series: Series, name: str, identify: bool) -> list[Path]:
     """Writes a derived series: one file a frame, each in the place of its source, to which it refers.
 
-    Integers and bools are stored as they are; floats as 16 bits with slope and intercept, so within 1/131068 of their range;
-    NaN is PixelPaddingValue. It has the class of a CT or MR source, else it is a secondary capture; values of MONOCHROME1
-    sources are those of `vaejax.datasets.dicom`, larger is brighter. It is new as series and instance.
+    Integers and bools are stored as they are, in 16 bits in CT and MR images; floats as 16 bits with slope and intercept, so
+    within 1/131068 of their range; NaN is PixelPaddingValue. It has the class of a CT or MR source, else it is a secondary
+    capture, as colours are; values of MONOCHROME1 sources are those of `vaejax.datasets.dicom`, larger is brighter. As series
+    and instance it is new.
 
     Args:
         folder: is made, and gets 0001.dcm, 0002.dcm, ...
@@ -140,7 +171,7 @@ def save(folder: Path, values: Shaped[np.ndarray, "n h w ..."], series: Series, 
     for i in range(len(values)):
         with decoding("DICOM"):
             source = dcmread(series.frames[i].path, stop_before_pixels=True, force=True, specific_tags=_READ)
-            data = _derived(source, series, i, name, identify)
+            data = _derived(source, series, i, name, identify, colour=values.ndim == 4)
             data.SeriesInstanceUID = own
             _put_pixels(data, stored[i], slope, intercept, padded)
             written.append(folder / f"{i + 1:04}.dcm")
@@ -174,19 +205,23 @@ def _fits(values: np.ndarray, kind: np.dtype) -> bool:
     return not values.size or (np.iinfo(kind).min <= values.min() and values.max() <= np.iinfo(kind).max)
 
 
-def _derived(source: Dataset, series: Series, i: int, name: str, identify: bool) -> Dataset:
-    """All but the pixels of the i-th file."""
+def _derived(source: Dataset, series: Series, i: int, name: str, identify: bool, colour: bool) -> Dataset:
+    """All but the pixels of the i-th file; colours fit in neither CT nor MR images."""
     missing = [keyword for keyword in ("SOPClassUID", "SOPInstanceUID") if not source.get(keyword)]
     if missing:
         raise DataError(f"without {missing[0]}, so that no result can refer to it")
-    kind = source.SOPClassUID if source.SOPClassUID in _KEPT else uid.SecondaryCaptureImageStorage
+    kind = source.SOPClassUID if source.SOPClassUID in _KEPT and not colour else uid.SecondaryCaptureImageStorage
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = kind
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = uid.generate_uid()
+    data.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, whatever names and texts are copied
     _put_owner(data, source, identify)
-    for keyword, default in _TECHNICAL[kind].items():
+    technical = _TECHNICAL[kind] | {
+        keyword: None for keyword in _CONDITIONAL if kind == uid.MRImageStorage and keyword in source
+    }
+    for keyword, default in technical.items():
         setattr(data, keyword, source.get(keyword, default))
     if kind == uid.SecondaryCaptureImageStorage:
         data.ConversionType = "WSD"
@@ -233,6 +268,8 @@ def _put_geometry(data: Dataset, source: Dataset, series: Series, i: int) -> Non
 
 
 def _put_pixels(data: Dataset, stored: Num[np.ndarray, "h w ..."], slope: float, intercept: float, padded: bool) -> None:
+    if data.SOPClassUID in _KEPT and stored.itemsize == 1:
+        stored = stored.astype(np.uint16)  # all that these classes allow (C.8.2.1, C.8.3.1)
     colour, signed = stored.ndim == 3, stored.dtype.kind == "i"
     data.Rows, data.Columns = stored.shape[:2]
     data.SamplesPerPixel, data.PhotometricInterpretation = (3, "RGB") if colour else (1, "MONOCHROME2")

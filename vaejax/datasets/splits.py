@@ -1,15 +1,16 @@
 """Fixed splits: what a source lacks of "val" and "test" is taken from its training images, in equal shares of every class.
 
-Patients, where they are known, stay in one split; so do copies of an image, where somebody looks for them (`duplicates`).
+Patients, where they are known, stay in one split; `vaejax inspect` tells of copies of an image (by `pixel_hash`) in several.
 Where some labels are normal, training and validation are of those alone, and a split "calibration" is set apart from them.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int, Num
 
+from vaejax.config import DataConfig
 from vaejax.datasets.source import Examples, example_name, take
 from vaejax.errors import DataError
 
@@ -34,6 +35,20 @@ def by_name(examples: Examples, names: Sequence[str]) -> dict[str, Examples]:
         raise DataError("expected examples in the split train, found none.")
     present = [split for split in ("train", "val", "test") if split in splits]
     return {split: take(examples, np.flatnonzero(splits == split)) for split in present}
+
+
+def arranged(splits: dict[str, Examples], config: DataConfig, label_names: tuple[str, ...] | None) -> dict[str, Examples]:
+    """The splits that a configuration makes of those of a source: completed, of normal images, with a calibration.
+
+    Raises:
+        DataError: as `complete`, `of_normals` and `set_apart`.
+    """
+    splits = complete(splits, config.validation_fraction, label_names)
+    if config.normal:
+        splits = of_normals(splits, config.normal, label_names)
+    if config.calibration_fraction:
+        splits = set_apart(splits, config.calibration_fraction, ["calibration"], label_names)
+    return splits
 
 
 def complete(splits: dict[str, Examples], fraction: float, label_names: tuple[str, ...] | None) -> dict[str, Examples]:
@@ -103,24 +118,6 @@ def pixel_hash(image: Num[np.ndarray, "..."]) -> str:
     """sha256 hex of the type, shape and values of an image: the same for exact copies, whatever file they came from."""
     header = f"{image.dtype.name} {image.shape} "
     return hashlib.sha256(header.encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
-
-
-def duplicates(hashes: Mapping[str, Sequence[str]]) -> list[tuple[tuple[str, int], tuple[str, int]]]:
-    """Examples that have an exact copy in an earlier split, each with the first such copy.
-
-    Args:
-        hashes: the `pixel_hash` of every example of a split, in the order train, val, test.
-
-    Returns:
-        Pairs ((split, number), (earlier split, number)), in order.
-    """
-    seen: dict[str, tuple[str, int]] = {}
-    pairs = []
-    for split, own in hashes.items():
-        pairs += [((split, i), seen[one]) for i, one in enumerate(own) if one in seen]
-        for i, one in enumerate(own):
-            seen.setdefault(one, (split, i))
-    return pairs
 
 
 def _check_patients(splits: dict[str, Examples]) -> None:

@@ -5,6 +5,8 @@ OUT/                      mode 0700; it appears when it is whole
   deidentification.json   what was done to each file, by its id
   deidentification.md     the same to read
 OUT-names.json            mode 0600, not to be shared: id to old path
+
+OUT-names.json appears just before OUT. Where OUT alone is missing, the same command begins again, with the same names.
 """
 
 import json
@@ -37,7 +39,8 @@ def deidentify(source: Path, target: Path, key: bytes, masks: Sequence[Box] = ()
 
     Args:
         source: a folder.
-        target: a folder that does not exist or is empty, outside of `source`.
+        target: a folder that does not exist or is empty, outside of `source`. Its file of names may be left of an interrupted
+            call with the same source and key.
         key: of the pseudonyms, see `pseudonyms.read_key`.
         masks: boxes to blank.
         on_error: what to do with an image that cannot be shared: "stop", or "skip" it and say so in the report.
@@ -49,6 +52,8 @@ def deidentify(source: Path, target: Path, key: bytes, masks: Sequence[Box] = ()
     _check(source, target)
     files, left_out = _files(source)
     names = {_opaque(path.relative_to(source), key): path for path in files}
+    paths = {name.name: path.relative_to(source).as_posix() for name, path in names.items()}
+    _check_names(names_file(target), paths)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:  # mode 0700
             folder = Path(temporary) / "copies"
@@ -56,7 +61,7 @@ def deidentify(source: Path, target: Path, key: bytes, masks: Sequence[Box] = ()
             report = _write(folder, names, key, masks, on_error) | {"left_out": left_out}
             (folder / "deidentification.json").write_text(json.dumps(report, indent=2) + "\n")
             (folder / "deidentification.md").write_text(page(report))
-            _write_names(names_file(target), {name.name: path.relative_to(source).as_posix() for name, path in names.items()})
+            _write_names(names_file(target), paths, Path(temporary))
             folder.rename(target)
     except OSError as error:
         raise DataError(f"{target}: cannot be written: {error.strerror}. Check free space and permissions.") from error
@@ -95,10 +100,8 @@ def _check(source: Path, target: Path) -> None:
     one, other = source.resolve(), target.resolve()
     if one == other or one in other.parents or other in one.parents:
         raise DataError(f"{target}: expected a folder outside of {source}. Choose another one.")
-    for path, used in ((target, target.exists() and (not target.is_dir() or any(target.iterdir()))),
-                       (names_file(target), names_file(target).exists())):  # fmt: skip
-        if used:
-            raise DataError(f"{path}: expected nothing there, found something. Remove it or choose another folder.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"{target}: expected nothing there, found something. Remove it or choose another folder.")
     if not target.parent.is_dir():
         raise DataError(f"{target.parent}: expected a folder to write to, found none. Make it.")
 
@@ -156,9 +159,24 @@ def _head(path: Path) -> bytes:
         raise DataError(error.strerror or "cannot be read") from None
 
 
-def _write_names(path: Path, names: dict[str, str]) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(names, file, indent=2)
+def _check_names(file: Path, names: dict[str, str]) -> None:
+    """Whether nothing is lost where `names` are written to `file`: they may be there, of a call that was interrupted."""
+    try:
+        same = not file.exists() or json.loads(file.read_text()) == names
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        raise DataError(
+            f"{file}: expected nothing there, found the names of other files, or of another key: the only way back to them. "
+            "Move it away, or choose another folder."
+        )
+
+
+def _write_names(file: Path, names: dict[str, str], temporary: Path) -> None:
+    """Whole or not at all, by way of a private folder beside."""
+    with os.fdopen(os.open(temporary / "names", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        json.dump(names, stream, indent=2)
+    (temporary / "names").replace(file)
 
 
 # --- the report

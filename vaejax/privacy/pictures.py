@@ -96,6 +96,8 @@ def _decoded(content: bytes) -> Num[np.ndarray, "h w c"]:
             claimed = image.width * image.height * 8
             if claimed > MAX_BYTES:
                 raise DataError(f"{claimed} bytes of pixels claimed; at most {MAX_BYTES} are allowed")
+            if image.format == "PNG" and (count := getattr(image, "n_frames", 1)) > 1:
+                raise DataError(f"{count} frames in one file; expected one. Save each as a file")
             if image.format != "PNG" and image.mode not in ("L", "RGB"):
                 raise DataError("a JPEG picture neither grey nor RGB, which cannot be blanked")
             pixels = imagecodecs.png_decode(content) if image.format == "PNG" else np.array(image)

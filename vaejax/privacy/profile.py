@@ -33,7 +33,7 @@ NUMBERS = _words(
     "PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing SliceThickness SpacingBetweenSlices SliceLocation "
     "ImagePositionPatient ImageOrientationPatient GridFrameOffsetVector GantryDetectorTilt TableHeight ReconstructionDiameter "
     "DataCollectionDiameter DistanceSourceToDetector DistanceSourceToPatient EstimatedRadiographicMagnificationFactor "
-    "PositionerPrimaryAngle PositionerSecondaryAngle "
+    "PositionerPrimaryAngle PositionerSecondaryAngle NumberOfDetectors NumberOfEnergyWindows "
     # in what order
     "InstanceNumber SeriesNumber AcquisitionNumber EchoNumbers ImagesInAcquisition TemporalPositionIdentifier "
     "NumberOfTemporalPositions TemporalPositionIndex InStackPositionNumber FrameAcquisitionNumber DimensionIndexValues "
@@ -123,6 +123,9 @@ _TERMS = {
     "CountsSource": "EMISSION TRANSMISSION",
     "SeriesType": "STATIC,DYNAMIC,GATED,WHOLE BODY,IMAGE,REPROJECTION",
     "RandomsCorrectionMethod": "NONE DLYD SING",
+    "RadiationSetting": "SC GR",
+    "PositionerType": "CARM COLUMN MAMMOGRAPHIC PANORAMIC CEPHALOSTAT RIGID NONE",
+    "OrganExposed": "BREAST",
     "DoseUnits": "GY RELATIVE",
     "DoseType": "PHYSICAL EFFECTIVE ERROR",
     "DoseSummationType": "PLAN MULTI_PLAN PLAN_OVERVIEW FRACTION BEAM BRACHY FRACTION_SESSION BEAM_SESSION CONTROL_POINT",
@@ -137,7 +140,8 @@ DATES = _words(
 
 EMPTIED = _words(
     "AccessionNumber ReferringPhysicianName PatientBirthDate PatientSex StudyID StudyTime AcquisitionTime "
-    "PositionReferenceIndicator AcquisitionContextSequence ContentCreatorName"
+    "PositionReferenceIndicator AcquisitionContextSequence ContentCreatorName ContentDescription OperatorsName CollimatorType "
+    "DetectorType DetectorInformationSequence CountsAccumulated"
 )
 """Z: the standard wants them, if only empty."""
 
@@ -153,6 +157,7 @@ DUMMIES = {
     "LUTLabel": DUMMY,
     "LUTExplanation": DUMMY,
     "ContentTime": "000000",
+    "SeriesTime": "000000",
 }
 """D: the standard wants a value."""
 
