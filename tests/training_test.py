@@ -148,22 +148,22 @@ def report(loss: float = 2.0, norm: float = 1.0, rows: int = 3, **bad: int) -> t
 
 
 def test_finite_reports_become_scalars():
-    got = training.check_finite(report(2.5, 0.5), np.array([7, 8, 9]), 4)
-    assert got == {"distortion": 1.0, "rate": 1.0, "loss": 2.5, "gradient_norm": 0.5}
+    got = training.check_finite(report(2.5, 0.5), jnp.array([7, 8, 9]), 4)
+    assert got == [{"distortion": 1.0, "rate": 1.0, "loss": 2.5, "gradient_norm": 0.5}]
 
 
 def test_a_term_that_is_not_finite_is_named_with_step_and_images():
     with pytest.raises(TrainingError, match=r"step 41: rate is not finite for training images 8 \(by index\)"):
-        training.check_finite(report(np.nan, rate=2), np.array([7, 9, 8]), 41)
+        training.check_finite(report(np.nan, rate=2), jnp.array([7, 9, 8]), 41)
     many = report(rows=14, distortion=0)
     with pytest.raises(TrainingError, match=r"distortion is not finite for .* 0, 1, .*, 9 and 4 more \(by index\)"):
-        training.check_finite(many, np.arange(14), 0)
+        training.check_finite(many, jnp.arange(14), 0)
 
 
 @pytest.mark.parametrize(("name", "fields"), [("loss", {"loss": np.nan}), ("gradient_norm", {"norm": np.inf})])
 def test_a_loss_or_gradient_that_is_not_finite_is_named_with_its_batch(name, fields):
     with pytest.raises(TrainingError, match=rf"step 3: {name} is not finite in the batch of training images 7, 8, 9"):
-        training.check_finite(report(**fields), np.array([7, 8, 9]), 3)
+        training.check_finite(report(**fields), jnp.array([7, 8, 9]), 3)
 
 
 def test_real_steps_on_images_of_nan_are_caught_with_their_indices():
@@ -172,7 +172,7 @@ def test_real_steps_on_images_of_nan_are_caught_with_their_indices():
     state = training.init(MODEL, OBJECTIVE, jax.random.key(0))
     _, told = STEP(state, batch() | {"image": images}, jax.random.key(1))
     with pytest.raises(TrainingError, match=r"training images 102, 105 \(by index\)"):
-        training.check_finite(told, batch()["index"], 0)
+        training.check_finite(told, jnp.asarray(batch()["index"]), 0)
 
 
 def test_out_of_memory_names_half_the_batch_as_a_multiple_of_the_devices(monkeypatch):
