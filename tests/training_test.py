@@ -132,6 +132,35 @@ def test_a_step_is_traced_once_whatever_comes():
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_several_stacked_batches_are_several_steps(network):
+    """Up to rounding: XLA may add up in another order inside of a loop."""
+    model = models.build(ModelConfig(network=network, latent_size=2, hidden=(8,), features=(4,)), SHAPE)
+    objective = objectives.elbo(model, ObjectiveConfig(), optax.adam(1e-2))
+    step = training.train_step(objective, 0.9)
+    three = [batch() | {"index": np.arange(16, dtype=np.int32) + 100 * number} for number in range(3)]
+    alone, together = (training.init(model, objective, jax.random.key(0)) for _ in range(2))
+    reports = []
+    for one in three:
+        alone, report = step(alone, training.place(one), jax.random.key(1))
+        reports.append(report)
+    together, stacked = step(together, training.place(batches.stacked(three)), jax.random.key(1))
+    assert int(together.step) == 3
+    expected = (alone, jax.tree.map(lambda *leaves: np.stack(leaves), *reports))
+    for got, want in zip(jax.tree.leaves((together, stacked)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_of_stacked_reports_the_first_step_that_is_not_finite_is_named():
+    index = jnp.arange(9).reshape(3, 3)
+    fine, bad = report(), report(np.nan, rate=2)
+    several = jax.tree.map(lambda *leaves: jnp.stack(leaves), fine, bad, report(distortion=0))
+    with pytest.raises(TrainingError, match=r"step 42: rate is not finite for training images 5 \(by index\)"):
+        training.check_finite(several, index, 41)
+    finite = jax.tree.map(lambda *leaves: jnp.stack(leaves), fine, report(3.0, 0.5))
+    assert [told["loss"] for told in training.check_finite(finite, index[:2], 41)] == [2.0, 3.0]
+
+
 def test_place_keeps_the_values_of_every_field():
     placed = training.place(batch() | {"label": np.arange(16, dtype=np.int32)})
     assert set(placed) == {"image", "mask", "index", "label"}

@@ -39,25 +39,26 @@ def of_batches(step: int, count: int, batch_size: int, n: int, seed: int) -> Int
 def _epoch(n: int, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
     """The cipher permutes a block of numbers, of which n are images: each is enciphered until an image comes out."""
     half = (max((n - 2).bit_length(), SMALLEST) + 1) // 2
-    enciphered = _simon(np.arange(4**half, dtype=np.int64), half, _epoch_key(seed, epoch))
+    enciphered = _simon(half, _epoch_key(seed, epoch))
     order = enciphered[np.arange(n) % len(enciphered)]  # TensorFlow's block is one too small where n is one more than it
     while (outside := np.flatnonzero(order >= n)).size:
         order[outside] = enciphered[order[outside]]
     return order
 
 
-def _simon(block: Int64[np.ndarray, " b"], half: int, key: _Words) -> Int64[np.ndarray, " b"]:
-    """The cipher Simon (Beaulieu et al. 2013) on words of `half` bits, whose key is cut to them."""
+def _simon(half: int, key: _Words) -> Int64[np.ndarray, " numbers"]:
+    """All numbers of a block of two words of `half` bits by the cipher Simon (Beaulieu et al. 2013), its key cut to a word."""
     mask = 2**half - 1
-    constants = 0x7369F885192C0EF5 & mask  # cut to a word, too
+    constants = 0x7369F885192C0EF5 & mask
     keys = [word & mask for word in key]
     while len(keys) < ROUNDS:
         turned = _turned(keys[-1], half - 3, half) ^ _turned(keys[-1], half - 4, half)
         keys.append((mask ^ 3) ^ (constants >> (len(keys) - 3) & 1) ^ keys[-3] ^ turned)
-    right, left = block >> half, block & mask
+    words = np.arange(2**half, dtype=np.int64)
+    mixed = _turned(words, 2, half) ^ (_turned(words, 1, half) & _turned(words, 8, half))
+    right, left = np.repeat(words, 2**half), np.tile(words, 2**half)
     for word in keys:
-        mixed = _turned(left, 2, half) ^ (_turned(left, 1, half) & _turned(left, 8, half))
-        left, right = right ^ word ^ mixed, left
+        left, right = right ^ word ^ mixed[left], left
     return right << half | left
 
 
