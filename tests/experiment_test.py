@@ -522,7 +522,10 @@ def test_in_a_call_of_several_steps_the_step_and_its_images_are_named(tmp_path, 
         return objective._replace(update=update)
 
     monkeypatch.setattr(objectives, "build", poisoned)
-    run = create(tmp_path, data={"resident": resident, "batch_size": 4}, training={"steps_per_call": 3, "steps": 6})
+    run = create(
+        tmp_path, data={"resident": resident, "batch_size": 4}, training={"steps_per_call": 3, "steps": 6, "log_every": 6}
+    )
+    assert list(experiment._turns(run, 0)) == [3, 3]
     batch = next(itertools.islice(experiment.training_batches(run, 4), 1))
     named = ", ".join(str(index) for index in np.asarray(batch["index"]) if index % 4 == 3)
     with pytest.raises(TrainingError, match=rf"^step 5: rate is not finite for training images {named} \(by index\)"):

@@ -199,8 +199,9 @@ def _loop(
     evaluate, best = training.eval_step(run.model, run.config.objective), _best_loss(run)
     read: list[dict[str, float]] = []
     number, unread, since, moved = int(state.step), None, time.perf_counter(), (0, int(state.step))
+    batches = _fitting(run, step, state, noise)
     with bar("training", run.config.training.steps, number) as show:
-        for batch in _fitting(run, step, state, noise):
+        for batch in batches:
             asked = hosts.anybody(lambda: interruption.requested)
             state, report = step(state, batch, noise)
             read += training.check_finite(*unread) if unread else []
