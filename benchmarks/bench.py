@@ -15,18 +15,20 @@ from sides import Ratio, circumstances, ratios
 
 ROUNDS, STEPS = 9, {"mlp": 200, "cnn": 20, "resnet": 3}
 """Turns of every side; steps a turn, about a second and a half of them."""
-BATCHES = {"cpu": (128,), "gpu": (256, 4_096)}
+BATCH = 128
+"""Images a step on a CPU."""
 
 
 def train_steps() -> Iterator[Ratio]:
+    import accelerator
     import jax
     import train_step
 
-    on_gpu = jax.default_backend() == "gpu"
     for network, steps in STEPS.items():
-        for batch_size in BATCHES["gpu" if on_gpu else "cpu"]:
-            for dtype in ("float32", "bfloat16") if on_gpu else ("float32",):
-                yield train_step.compare(network, dtype, batch_size, ROUNDS, steps)
+        if jax.default_backend() == "cpu":
+            yield train_step.compare(network, "float32", BATCH, ROUNDS, steps).ratio
+        else:
+            yield from accelerator.compare(network, accelerator.DTYPES, tuple(accelerator.AIMS), ROUNDS, steps)
 
 
 def with_mnist(folder: str) -> Iterator[Ratio]:

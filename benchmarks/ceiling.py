@@ -40,11 +40,15 @@ class Work(NamedTuple):
     traffic: float
     """Bytes that the compiled program's parts read and write, if no cache held any."""
 
+    def share(self, seconds: float, ceiling: Ceiling) -> float:
+        """Of the ceiling of matrix products, in so much time."""
+        return self.flops / seconds / ceiling.flops
+
     def told(self, seconds: float, ceiling: Ceiling) -> str:
         """What it comes to in so much time, and the share of the ceiling."""
         flops, bandwidth = self.flops / seconds, self.traffic / seconds
         return (
-            f"{flops / 1e9:,.0f} GFLOP/s ({flops / ceiling.flops:.0%} of the ceiling), "
+            f"{flops / 1e9:,.0f} GFLOP/s ({self.share(seconds, ceiling):.0%} of the ceiling), "
             f"{bandwidth / 1e9:,.1f} GB/s ({bandwidth / ceiling.bandwidth:.0%})"
         )
 

@@ -14,7 +14,7 @@ need jaxtyping, ml_collections, etils, pillow and rich beside JAX, Flax and Opta
 import argparse
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import ceiling
@@ -25,9 +25,10 @@ import torch
 from sides import Ratio, Run, Side, circumstances, interleave, ratios, table
 from torch_vae import Shape, load, to_torch, to_torch_images
 
-from vaejax import batches, keys, models, objectives, optimizers, training
+from vaejax import batches, keys, models, objectives, optimizers, resident, training
 from vaejax import distributions as dist
 from vaejax.config import ModelConfig, ObjectiveConfig, OptimizerConfig
+from vaejax.datasets import Split
 
 
 class Network(NamedTuple):
@@ -45,8 +46,40 @@ NETWORKS = {
 }
 OBJECTIVE, OPTIMIZER = ObjectiveConfig(), OptimizerConfig(schedule="constant")
 EMA_DECAY = 0.999
+RESIDENT = 16_384
+"""Images on the device, at least: an epoch is put in order on the host."""
 TOLERANCE = 1e-4
 """Largest difference in float32 of the loss, and of a gradient in its Euclidean norm, relative to vaejax's."""
+
+
+class Ours(NamedTuple):
+    """A way to run vaejax."""
+
+    at_a_time: int = 1
+    """`training.steps_per_call`."""
+    resident: bool = False
+    """`data.resident`: every step has a batch of its own, of bytes on the device. Else one batch serves all."""
+
+
+def our_modes(at_a_time: int) -> dict[str, Ours]:
+    """All that vaejax offers for so many steps a call; with one, the plain step alone."""
+    if at_a_time == 1:
+        return {"vaejax": Ours()}
+    told = f"{at_a_time} steps a call"
+    return {
+        "vaejax": Ours(),
+        f"vaejax, {told}": Ours(at_a_time),
+        "vaejax, resident": Ours(resident=True),
+        f"vaejax, resident, {told}": Ours(at_a_time, resident=True),
+    }
+
+
+class Compared(NamedTuple):
+    """What came of it."""
+
+    ratio: Ratio
+    share: float
+    """Of the ceiling of matrix products, of vaejax's best mode."""
 
 
 class Mode(NamedTuple):
@@ -114,17 +147,35 @@ def first_state(config: ModelConfig, shape: Shape) -> tuple[training.TrainState,
     return training.init(model, objective, jax.random.key(0)), training.train_step(objective, EMA_DECAY)
 
 
-def vaejax_steps(config: ModelConfig, shape: Shape, batch: batches.Batch) -> Run:
+def vaejax_steps(mode: Ours, config: ModelConfig, shape: Shape, batch: batches.Batch) -> Run:
     state, step = first_state(config, shape)
-    key, placed = jax.random.key(1), training.place(batch)
+    key, following = jax.random.key(1), _following(mode, batch)
 
     def run(steps: int) -> None:
         nonlocal state
-        for _ in range(steps):
-            state, _ = step(state, placed, key)
+        for count in (*[mode.at_a_time] * (steps // mode.at_a_time), *[1] * (steps % mode.at_a_time)):
+            state, _ = step(state, following(count), key)
         jax.block_until_ready(state)
 
     return run
+
+
+def _following(mode: Ours, batch: batches.Batch) -> Callable[[int], batches.Batch]:
+    """What a call of so many steps is given: always the same, or the next of a small data set on the device."""
+    if not mode.resident:
+        several = training.place(batches.stacked([batch] * mode.at_a_time))
+        return ({mode.at_a_time: several} | {1: training.place(batch)}).__getitem__
+    rows = len(batch["index"])
+    stored = np.tile(np.uint8(255 * batch["image"]), (-(-RESIDENT // rows), 1, 1, 1))
+    turns: list[int] = []
+    split = Split(len(stored), lambda index: {"image": stored[index]})
+    following = resident.training_batches(split, 255.0, rows, None, 0, 0, iter(turns.pop, None))
+
+    def take(count: int) -> batches.Batch:
+        turns.append(count)
+        return next(following)
+
+    return take
 
 
 def torch_steps(mode: Mode, config: ModelConfig, shape: Shape, weights: dict[str, np.ndarray], images: np.ndarray) -> Run:
@@ -151,9 +202,11 @@ def torch_steps(mode: Mode, config: ModelConfig, shape: Shape, weights: dict[str
     return run
 
 
-def compare(network: str, dtype: str, batch_size: int, rounds: int, steps: int) -> Ratio:
-    """Prints all there is to say, and returns the ratio to PyTorch's best mode."""
-    config, shape, aim = NETWORKS[network]
+def compare(
+    network: str, dtype: str, batch_size: int, rounds: int, steps: int, at_a_time: int = 1, aim: float | None = None
+) -> Compared:
+    """Prints all there is to say, and returns the ratio of the best mode to PyTorch's best, whose aim is the network's own."""
+    config, shape, own_aim = NETWORKS[network]
     grey = np.random.default_rng(0).uniform(size=(batch_size, *shape))
     batch = batches.batch_of(np.round(grey) if config.likelihood == "bernoulli" else grey)
     params = models.build(config, shape).init(jax.random.key(0))
@@ -166,23 +219,31 @@ def compare(network: str, dtype: str, batch_size: int, rounds: int, steps: int) 
     weights, images = to_torch(params, config, shape), to_torch_images(batch["image"])
     theirs = modes(network)
     sides = [
+        Side(name, functools.partial(vaejax_steps, mode, config, shape, batch), huge_pages=True)
+        for name, mode in our_modes(at_a_time).items()
+    ]
+    sides += [
         Side(name, functools.partial(torch_steps, mode, config, shape, weights, images), mode.huge_pages)
         for name, mode in theirs.items()
     ]
-    ours = Side("vaejax", functools.partial(vaejax_steps, config, shape, batch), huge_pages=True)
-    times = interleave([ours, *sides], rounds, steps)
-    best = min(theirs, key=lambda name: times[name].median)
-    unset = min((name for name, mode in theirs.items() if not mode.huge_pages), key=lambda name: times[name].median)
-    told = work.told(times["vaejax"].median, most)
-    ratio = times[best].median / times["vaejax"].median
-    memory = f"peak memory {max(times['vaejax'].memory):.0f} MiB, the peer's {max(times[best].memory):.0f}"
+    times = interleave(sides, rounds, steps)
+
+    def fastest(names: Iterable[str]) -> str:
+        return min(names, key=lambda name: times[name].median)
+
+    mine, best = fastest(our_modes(at_a_time)), fastest(theirs)
+    unset = fastest(name for name, mode in theirs.items() if not mode.huge_pages)
+    seconds = times[mine].median
+    told = f"{mine}: {work.told(seconds, most)}"
+    memory = f"peak memory {max(times[mine].memory):.0f} MiB, the peer's {max(times[best].memory):.0f}"
     what = f"train step, {network} {shape[0]}x{shape[1]}, batch {batch_size}, {dtype}, {jax.default_backend()}"
-    print(f"{what}\n\n{table(times, batch_size)}\n\nvaejax: {told}.")
-    print(f"To {unset}, the fastest without huge pages: {times[unset].median / times['vaejax'].median:.2f}.")
+    print(f"{what}\n\n{table(times, batch_size)}\n\n{told}.")
+    print(f"To {unset}, the fastest without huge pages: {times[unset].median / seconds:.2f}.")
     print(f"A step is {work.flops / 1e9:.2f} GFLOP and {work.traffic / 1e6:,.0f} MB.")
     print(f"Ceiling: {most.flops / 1e9:,.0f} GFLOP/s, {most.bandwidth / 1e9:.1f} GB/s.")
     print("\n".join(dict.fromkeys(agreements)))
-    return Ratio(what, ratio, best, aim, f"{told}; {memory}")
+    ratio = Ratio(what, times[best].median / seconds, best, own_aim if aim is None else aim, f"{told}; {memory}")
+    return Compared(ratio, work.share(seconds, most))
 
 
 def main() -> None:
@@ -194,10 +255,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="images a step; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=15, help="turns of every side; default: %(default)s")
     parser.add_argument("--steps", type=int, default=20, help="timed steps a turn; default: %(default)s")
+    parser.add_argument(
+        "--steps-per-call", type=int, default=1, help="beside the plain step, so many a call, and resident images"
+    )
     given = parser.parse_args()
 
     where = circumstances(["jax", "flax", "optax", "torch"])
-    print("\n" + ratios([compare(given.network, given.dtype, given.batch, given.rounds, given.steps)]))
+    compared = compare(given.network, given.dtype, given.batch, given.rounds, given.steps, given.steps_per_call)
+    print("\n" + ratios([compared.ratio]))
     print(where)
 
 

@@ -279,6 +279,8 @@ def test_a_section_is_no_value(value):
             "28 x 42. The nearest is model.patch_size=7",
         ),
         ({"model.network": "transformer", "model.norm": "layer"}, "model.norm='layer'", "model.norm='none'"),
+        ({"model.network": "mlp", "model.remat": True}, "model.remat=True", "model.remat=False"),
+        ({"data.resident": True, "augment.rotate": 5.0}, "data.resident=True contradicts augment", "data.resident=False"),
         ({"model.network": "transformer", "model.width": 10}, "model.width=10", "model.heads=4, such as 8"),
         ({"objective.name": "iwae", "objective.free_bits": 1.0}, "objective.free_bits=1.0", 'objective.name="elbo"'),
         ({"objective.gradient": "doubly_reparameterized"}, "objective.gradient='doubly", 'objective.name="iwae"'),

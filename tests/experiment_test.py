@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ import pytest
 from vaejax import checkpoints, evaluation, experiment, journal, memory, objectives, runs, training
 from vaejax.config import from_dict
 from vaejax.datasets import Split
-from vaejax.errors import CheckpointError, Terminated, TrainingError
+from vaejax.errors import CheckpointError, DataError, Terminated, TrainingError
 from vaejax.interruption import Interruption
 from vaejax.objectives import Objective
 from vaejax.runs import Run
@@ -412,3 +413,180 @@ def test_grey_values_lie_on_the_grid_of_the_likelihood(tmp_path, likelihood, lev
 
 def test_the_default_binarization_has_no_grid_of_its_own(tmp_path):
     assert experiment.grid(binary(tmp_path, "dynamic")) is None
+
+
+# --- several steps a call, images on the devices
+
+LONG = {"steps": 5 * EPOCH + 1, "log_every": 4, "checkpoint_every": 7}
+"""16 steps, of which something is due after 3, 4, 6, 7, 8, 9, 12, 14, 15 and 16."""
+
+
+def weights(run: Run) -> list[np.ndarray]:
+    abstract = training.abstract(run.model, training.objective_of(run.model, run.config))
+    state = checkpoints.restore(run.checkpoints, run.fingerprint, abstract).state
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def told(run: Run) -> list[dict]:
+    """The journal without what a clock says."""
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in journal.read(run.directory)]
+
+
+def assert_same_run(got: Run, expected: Run) -> None:
+    """The same lines at the same steps and the same weights, up to rounding: another program adds up in another order."""
+    for row, other in zip(told(got), told(expected), strict=True):
+        assert row == {name: v if isinstance(v, str) else pytest.approx(v, rel=1e-4) for name, v in other.items()}
+    assert saved(got)[-1] == saved(expected)[-1]
+    for leaf, other in zip(weights(got), weights(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory) -> Run:
+    """Trained a step at a time, from the host's memory."""
+    run = create(tmp_path_factory.mktemp("one"), training=LONG)
+    train(run)
+    return run
+
+
+@pytest.mark.parametrize(("steps", "resident"), [(1, True), (2, False), (2, True), (3, False), (100, False)])
+def test_several_steps_a_call_and_images_on_the_devices_change_no_result(tmp_path, one_by_one, steps, resident):
+    run = create(tmp_path, data={"resident": resident}, training=LONG | {"steps_per_call": steps})
+    train(run)
+    assert_same_run(run, one_by_one)
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits_and_later_in_other_calls(tmp_path, monkeypatch):
+    settings = LONG | {"steps_per_call": 2}
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    whole, run = (create(tmp_path / name, training=settings) for name in ("whole", "stopped"))
+    train(whole)
+    interruption, due = Interruption(), experiment._due
+
+    def asking(run: Run, number: int):
+        if number == 11:
+            interruption.request()
+        return due(run, number)
+
+    with monkeypatch.context() as patch, pytest.raises(Terminated, match="at step 11, which is saved"):
+        patch.setattr(experiment, "_due", asking)
+        experiment.train(run, interruption)
+    train(run)
+    for leaf, other in zip(weights(run), weights(whole), strict=True):
+        np.testing.assert_array_equal(leaf, other)
+    extended = settings | {"steps": 20, "steps_per_call": 4}
+    train(create(tmp_path / "stopped", data={"resident": True}, training=extended))
+    assert saved(run)[-1] == 20
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(1, [1] * 16), (2, [2, 1, 1, 2, 1, 1, 1, 2, 1, 2, 1, 1]), (3, [3, 1, 1, 1, 1, 1, 1, 3, 1, 1, 1, 1])],
+)
+def test_a_call_ends_where_something_is_due(tmp_path, steps, expected):
+    run = create(tmp_path, training=LONG | {"steps_per_call": steps})
+    assert list(experiment._turns(run, 0)) == expected
+    ends = np.cumsum(expected)
+    assert {number for number in range(1, 17) if any(experiment._due(run, number))} <= set(ends)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_whole_training_traces_each_step_once_a_shape(tmp_path, monkeypatch, steps):
+    """With a last partial batch of the validation, a batch that straddles epochs, stops and checkpoints between the calls."""
+    traced, build, terms = [], objectives.build, training.validation_terms
+
+    def counting(*arguments) -> Objective:
+        objective = build(*arguments)
+        return objective._replace(update=lambda *given: (traced.append("train"), objective.update(*given))[1])
+
+    monkeypatch.setattr(objectives, "build", counting)
+    monkeypatch.setattr(training, "validation_terms", lambda *given: (traced.append("eval"), terms(*given))[1])
+    run = create(tmp_path, data={"batch_size": 7}, training=LONG | {"steps_per_call": steps})
+    train(run)
+    assert (traced.count("train"), traced.count("eval")) == (min(steps, 2), 1)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_in_a_call_of_several_steps_the_step_and_its_images_are_named(tmp_path, monkeypatch, resident):
+    build = objectives.build
+
+    def poisoned(*arguments) -> Objective:
+        objective = build(*arguments)
+
+        def update(params, state, batch, key, step):
+            result = objective.update(params, state, batch, key, step)
+            bad = (step == 4) & (batch["index"] % 4 == 3)
+            return result._replace(terms=result.terms | {"rate": jnp.where(bad, jnp.inf, result.terms["rate"])})
+
+        return objective._replace(update=update)
+
+    monkeypatch.setattr(objectives, "build", poisoned)
+    run = create(
+        tmp_path, data={"resident": resident, "batch_size": 4}, training={"steps_per_call": 3, "steps": 6, "log_every": 6}
+    )
+    assert list(experiment._turns(run, 0)) == [3, 3]
+    batch = next(itertools.islice(experiment.training_batches(run, 4), 1))
+    named = ", ".join(str(index) for index in np.asarray(batch["index"]) if index % 4 == 3)
+    with pytest.raises(TrainingError, match=rf"^step 5: rate is not finite for training images {named} \(by index\)"):
+        train(run)
+
+
+def segmented(read, index):
+    stored = read(index)
+    return stored | {"segmentation": (stored["image"][..., 0] > 0.5).astype(np.uint8), "label": index.astype(np.int32)}
+
+
+def bytes_of(read, index):
+    stored = segmented(read, index)
+    return stored | {"image": (255.0 * stored["image"]).astype(np.uint8)}
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("binarization", ["none", "static", "dynamic"])
+def test_images_on_the_devices_are_the_pipelines_bit_for_bit(tmp_path, binarization, count, white):
+    likelihood = "discretized_logistic" if binarization == "none" else "bernoulli"
+    run = create(
+        tmp_path,
+        data={"binarization": binarization, "batch_size": 7},
+        model={"likelihood": likelihood, "levels": 13},
+        training={"steps": 9, "log_every": 100, "steps_per_call": count},
+    )
+    run = reading(run._replace(data=run.data._replace(white=white)), "train", segmented if white == 1.0 else bytes_of)
+    stream = experiment.training_batches(run, 2)
+    expected = list(itertools.islice(stream, 7))
+    stream.close()
+    there = run._replace(config=replace(run.config, data=replace(run.config.data, resident=True)))
+    rows, calls = list(itertools.islice(experiment.training_batches(there, 2), 7)), list(experiment._calls(there, 2))
+    assert [batch["index"].shape for batch in calls[1:]] == ([(7,)] * 6 if count == 1 else [(3, 7)] * 2)
+    several = [batch for batch in calls if batch["index"].ndim == 2]
+    placed = [batch for batch in calls if batch["index"].ndim == 1]
+    placed += [{name: column[row] for name, column in batch.items()} for batch in several for row in range(count)]
+    assert len(rows) == len(placed) == 7
+    for batch, *others in zip(expected, rows, placed, strict=True):
+        for got, name in itertools.product(others, batch):
+            assert got.keys() == batch.keys()
+            assert got[name].dtype == batch[name].dtype
+            np.testing.assert_array_equal(got[name], batch[name], err_msg=name)
+
+
+def test_images_that_do_not_fit_on_a_device_are_refused_by_name(tmp_path, monkeypatch):
+    run = create(tmp_path, data={"resident": True})
+    monkeypatch.setattr(memory, "available", lambda: 2_000)
+    with pytest.raises(DataError, match=r"data\.resident=True: the 24 training images need .* GiB .*data\.resident=False"):
+        train(run)
+    assert not (run.directory / "config.json").exists()
+
+
+def test_a_run_with_images_on_the_devices_needs_no_tensorflow(tmp_path):
+    configuration = {
+        "data": {"name": "medmnist", "path": str(images(tmp_path)), "batch_size": BATCH, "resident": True},
+        "model": {"network": "mlp", "hidden": [8], "latent_size": 2},
+        "training": {"steps": EPOCH, "steps_per_call": 2},
+        "evaluation": {"samples": 2, "batch_size": 6},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(configuration))
+    arguments = (f"--config={tmp_path / 'config.json'}", f"--workdir={tmp_path / 'run'}")
+    told = python("from vaejax.cli import main; sys.exit(main(['train', *sys.argv[1:]]))", *arguments)
+    assert "report:" in told

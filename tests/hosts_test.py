@@ -199,6 +199,48 @@ def test_in_float64_topologies_differ_by_rounding_alone(tmp_path):
             np.testing.assert_allclose(leaf, expected, rtol=0, atol=1e-10)
 
 
+def test_several_steps_a_call_from_images_on_the_devices_of_two_processes_are_the_same_run(config, tmp_path):
+    values = json.loads(config.read_text()) | {"augment": {}}
+    values["training"] |= {"steps": 30, "checkpoint_every": 15}
+    folders = []
+    for name, processes, devices in (("alone", 1, 1), ("several", 2, 2)):
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(values))
+        finished = finish(train(file, tmp_path / name, processes, devices))
+        assert [status for status, _ in finished] == [0] * processes, finished
+        folders.append(tmp_path / name)
+        values["training"]["steps_per_call"], values["data"]["resident"] = 2, True
+    assert_same(folders[1], folders[0])
+
+
+NOT_FINITE = """
+import sys
+import jax, numpy as np, optax
+from vaejax import batches, errors, hosts, models, objectives, training
+from vaejax.config import ModelConfig, ObjectiveConfig
+hosts.join(sys.argv[2], int(sys.argv[4]), int(sys.argv[6]))
+model = models.build(ModelConfig(network="mlp", latent_size=2, hidden=(8,)), (3, 3, 1))
+objective = objectives.elbo(model, ObjectiveConfig(), optax.set_to_zero())
+state, step = training.init(model, objective, jax.random.key(0)), training.train_step(objective, 0.9)
+images, mine = np.zeros((3, 8, 3, 3, 1)), hosts.share(8)
+images[1, [1, 6]] = np.nan
+images[2, 0] = np.nan
+three = [batches.batch_of(images[number][mine], 100 * number + np.arange(8)[mine]) for number in range(3)]
+placed = training.place(batches.stacked(three))
+state, report = step(state, placed, jax.random.key(1))
+try:
+    training.check_finite(report, placed["index"], 41)
+except errors.TrainingError as error:
+    print("told", error)
+"""
+
+
+def test_each_process_names_its_own_images_of_the_first_step_that_is_not_finite():
+    for (status, output), image in zip(finish(start(2, 2, "-c", NOT_FINITE)), (101, 106), strict=True):
+        assert status == 0, output
+        assert f"told step 42: distortion is not finite for training images {image} (by index)" in output
+
+
 def test_shares_are_all_rows_once(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     monkeypatch.setattr(jax, "device_count", lambda: 8)

@@ -1,5 +1,6 @@
 """Networks of any image size: shapes, gradients, precision, and the arithmetic of the convolutions."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -235,6 +236,62 @@ def test_patches_that_do_not_divide_the_image_are_refused_with_the_nearest_that_
     settings = config(network="transformer", patch_size=5)
     with pytest.raises(ConfigError, match=r"model\.patch_size=5: expected a divisor .* 28 x 42.*patch_size=7"):
         networks.decoder(settings, (28, 42, 1))
+
+
+# --- rematerialisation
+
+
+def deep(network: str) -> tuple[list[nn.Module], jax.Array]:
+    """An encoder of many blocks that keeps what is inside of them for its gradient, and one that computes it again."""
+    fields = {"network": network, "features": (8, 8, 8) if network == "cnn" else (8,), "blocks": 4, "depth": 4}
+    settings = config(**fields, patch_size=4, norm="none" if network == "transformer" else "layer")
+    return [networks.encoder(dataclasses.replace(settings, remat=remat), 6) for remat in (False, True)], random(16, 16, 16, 1)
+
+
+@pytest.mark.parametrize("network", ["cnn", "resnet", "transformer"])
+def test_a_block_computed_again_has_the_same_weights_outputs_and_gradients(network):
+    (plain, again), images = deep(network)
+    init = jax.jit(networks.init, static_argnums=(0, 2))
+    first = [init(module, jax.random.key(0), images.shape[1:]) for module in (plain, again)]
+    assert jax.tree.structure(first[0]) == jax.tree.structure(first[1])
+    assert all(map(np.array_equal, *map(jax.tree.leaves, first)))
+    params = random_parameters(plain, images)
+    expected, got = (jax.tree.leaves(output_and_gradients(module, params, images)) for module in (plain, again))
+    for leaf, other in zip(expected, got, strict=True):
+        np.testing.assert_allclose(other, leaf, rtol=1e-4, atol=1e-5 * float(jnp.abs(leaf).max()))
+
+
+BLOCKS = ["bottom up", "prior head", "posterior head", "merge", "code reader", "grid encoder", "grid decoder"]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_part_computed_again_has_the_same_weights_outputs_and_gradients(name):
+    (plain, inputs, _), (again, *_) = part(name), part(name, remat=True)
+    params = random_parameters(plain, *inputs)
+    assert jax.tree.structure(params) == jax.tree.structure(random_parameters(again, *inputs))
+    expected, got = (jax.tree.leaves(output_and_gradients(module, params, *inputs)) for module in (plain, again))
+    for leaf, other in zip(expected, got, strict=True):
+        np.testing.assert_allclose(other, leaf, rtol=1e-4, atol=1e-5 * float(jnp.abs(leaf).max()))
+    assert kept(again, params, *inputs) < kept(plain, params, *inputs)
+
+
+def kept(module: nn.Module, params: Params, *inputs: jax.Array) -> int:
+    """Bytes that the forward pass leaves to the gradient."""
+    pull = jax.eval_shape(lambda params: jax.vjp(lambda params: networks.apply(module, params, *inputs), params)[1], params)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
+
+
+@pytest.mark.parametrize(("network", "share"), [("cnn", 0.9), ("resnet", 0.5), ("transformer", 0.5)])
+def test_a_deep_network_computed_again_needs_less_memory(network, share):
+    """Compiled as for an accelerator: on a CPU, XLA takes the barriers out that keep both computations apart."""
+    (plain, again), images = deep(network)
+    params, barriers = random_parameters(plain, images), {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    needs = []
+    for module in (plain, again):
+        gradient = jax.jit(jax.grad(lambda params, module=module: jnp.cos(networks.apply(module, params, images)).sum()))
+        needs.append(gradient.lower(params).compile(barriers).memory_analysis().temp_size_in_bytes)
+    assert needs[1] < share * needs[0]
+    assert kept(again, params, images) < share * kept(plain, params, images)
 
 
 # --- parts of flows, hierarchies, codes and adversaries

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "vaejax"
 ORDER = (
     "errors", "storage", "fields",
     "config", "config_file", "hosts", "memory", "keys", "distributions",
-    "datasets", "studies", "batches", "augment", "pipeline",
+    "datasets", "studies", "order", "batches", "augment", "pipeline", "resident",
     "networks", "models", "objectives", "optimizers", "metrics", "calibration", "resampling", "training",
     "progress", "tally", "inspection", "suggestion", "checkpoints", "runs", "journal", "interruption", "privacy", "transfer",
     "experiment", "applications", "evaluation", "screening", "samplers", "latents", "segmentation",

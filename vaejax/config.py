@@ -94,6 +94,9 @@ class DataConfig(Section):
     file_memory: float = declare(2.0, "untrusted: what a file may take of memory, GiB", low=0.5, high=1_024.0)
     cache: str | None = declare(None, "folder for prepared images; None: the folder `data` beside the run directory")
     batch_size: int = declare(128, "images in a training step, over all devices", low=1, high=1_000_000)
+    resident: bool = declare(
+        False, "put the training images on every device once, and send the places of a batch alone; without augmentation"
+    )
     binarization: str = declare(
         "none",
         "grey values become 0 or 1 by a Bernoulli(pixel) draw: never, once (seed 0, by image), or anew in every step",
@@ -192,6 +195,11 @@ class ModelConfig(Section):
     levels: int = declare(256, "discretized_logistic, logistic_mixture: grey levels", low=2, high=65_536)
     components: int = declare(5, "logistic_mixture: logistics a pixel", low=1, high=1_000)
     dtype: str = declare("float32", "precision inside the networks; all else is float32", choices=("float32", "bfloat16"))
+    remat: bool = declare(
+        False,
+        "cnn, resnet, transformer: compute the inside of a block again for its gradient, for less of an accelerator's memory "
+        "(on a CPU the compiler saves none)",
+    )
 
     def __post_init__(self) -> None:
         """Checks what no field can check alone."""
@@ -201,6 +209,11 @@ class ModelConfig(Section):
         if (self.network == "transformer" or self.code_prior == "transformer") and self.width % self.heads:
             nearest = max(round(self.width / self.heads), 1) * self.heads
             raise ConfigError(f"model.width={self.width}: expected a multiple of model.heads={self.heads}, such as {nearest}.")
+
+        if self.network == "mlp" and self.remat:
+            raise ConfigError(
+                "model.remat=True: an mlp has no blocks to compute again. Choose model.remat=False, or another model.network."
+            )
 
         self._check_family()
 
@@ -353,6 +366,13 @@ class TrainingConfig(Section):
     )
     checkpoint_every: int = declare(500, "steps between checkpoints", low=1, high=1_000_000_000)
     log_every: int = declare(50, "steps between lines of metrics.jsonl", low=1, high=1_000_000_000)
+    steps_per_call: int = declare(
+        1,
+        "steps that an accelerator takes at a time, for networks so small that it waits for the host between them; what is "
+        "due in between comes at its own step",
+        low=1,
+        high=10_000,
+    )
     ema_decay: float = declare(
         0.999, "decay a step of the averaged weights that evaluation uses; 0: the last weights", low=0.0, below=1.0
     )
@@ -462,6 +482,11 @@ class Config(Section):
             raise ConfigError(
                 "data.binarization='static' contradicts augment.*: one fixed draw an image leaves nothing to change. "
                 'Choose data.binarization="dynamic", or switch augmentation off.'
+            )
+        if self.data.resident and self.augment.active:
+            raise ConfigError(
+                "data.resident=True contradicts augment.*: images are changed on the host, and these lie on the devices. "
+                "Choose data.resident=False, or switch augmentation off."
             )
         if self.data.image_size is not None and len(self.data.image_size) != 2:
             raise ConfigError(f"data.image_size={self.data.image_size!r}: expected (height, width).")

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from vaejax import batches as batching
-from vaejax import checkpoints, hosts, keys, optimizers, training, transfer
+from vaejax import checkpoints, hosts, keys, optimizers, resident, training, transfer
 from vaejax.batches import Batch
 from vaejax.checkpoints import Writer
-from vaejax.errors import CheckpointError, Terminated, TrainingError, VaejaxError
+from vaejax.errors import CheckpointError, DataError, Terminated, TrainingError, VaejaxError
 from vaejax.interruption import Interruption
 from vaejax.journal import Journal
 from vaejax.models import Params
@@ -76,20 +76,16 @@ def restore(run: Run, best: bool = False) -> Trained:
 
 def training_batches(run: Run, first_step: int) -> Iterator[Batch]:
     """The training batches of a run from `first_step` on, or this process's rows of them: shuffled, augmented, binarised."""
-    from vaejax import pipeline  # brings TensorFlow, which evaluation has no use for
+    data, split, share = run.config.data, run.data.splits["train"], hosts.share(run.config.data.batch_size)
+    if data.resident:
+        grey = batching.training(split, run.data.white, data.batch_size, grid(run), run.config.seed, first_step, share)
+    else:
+        from vaejax import pipeline  # brings TensorFlow, which evaluation has no use for
 
-    config, split = run.config, run.data.splits["train"]
-    grey = pipeline.training_batches(
-        split,
-        run.data.white,
-        config.data.batch_size,
-        config.augment,
-        grid(run),
-        config.seed,
-        first_step,
-        hosts.share(config.data.batch_size),
-    )
-    if config.data.binarization == "dynamic":
+        grey = pipeline.training_batches(
+            split, run.data.white, data.batch_size, run.config.augment, grid(run), run.config.seed, first_step, share
+        )
+    if data.binarization == "dynamic":
         return batching.binarized(grey, keys.stream(_key(run), "binarization"), first_step)
     return _fixed(run, grey, "train", draw=0)
 
@@ -124,69 +120,142 @@ def grid(run: Run) -> int | None:
 def _fixed(run: Run, batches: Iterator[Batch], split: str, draw: int) -> Iterator[Batch]:
     if run.config.data.binarization == "none":
         return batches
-    return batching.binarized(batches, keys.stream(jax.random.key(draw), f"binarization of {split}"))
+    return batching.binarized(batches, _drawing(split, draw))
+
+
+def _drawing(split: str, draw: int) -> jax.Array:
+    """The key of one fixed draw an image."""
+    return keys.stream(jax.random.key(draw), f"binarization of {split}")
+
+
+def _calls(run: Run, first_step: int) -> Iterator[Batch]:
+    """The training batches from `first_step` to the last on the devices, those of a call of the step at a time."""
+    turns, data = _turns(run, first_step), run.config.data
+    if not data.resident:
+        batches = training_batches(run, first_step)
+        for count in turns:
+            yield training.place(next(batches) if count == 1 else batching.stacked(list(itertools.islice(batches, count))))
+        return
+    own, fixed = keys.stream(_key(run), "binarization"), _drawing("train", draw=0)
+    binarize: dict[str, resident.Binarize] = {
+        "none": lambda step, images, index: images,
+        "static": lambda step, images, index: batching.bernoulli(fixed, None, images, index),
+        "dynamic": lambda step, images, index: batching.bernoulli(own, step, images, index),
+    }
+    yield from resident.training_batches(
+        run.data.splits["train"],
+        run.data.white,
+        data.batch_size,
+        grid(run),
+        run.config.seed,
+        first_step,
+        turns,
+        hosts.share(data.batch_size),
+        binarize[data.binarization],
+    )
+
+
+def _turns(run: Run, number: int) -> Iterator[int]:
+    """How many steps each call takes: as configured, or a single one where something is due before so many are done."""
+    settings = run.config.training
+    while number < settings.steps:
+        due = min(settings.steps, *((number // period + 1) * period for period in _periods(run)))
+        count = settings.steps_per_call if number + settings.steps_per_call <= due else 1
+        yield count
+        number += count
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    log: bool
+    validate: bool
+    save: bool
+    last: bool
+
+
+def _due(run: Run, number: int) -> Due:
+    last = number == run.config.training.steps
+    log, validate, save = (number % period == 0 or last for period in _periods(run))
+    return Due(log, validate, save, last)
+
+
+def _periods(run: Run) -> tuple[int, int, int]:
+    """Steps between lines of the journal, validations and checkpoints."""
+    settings, epoch = run.config.training, run.data.splits["train"].n // run.config.data.batch_size
+    return settings.log_every, max(epoch, 1), settings.checkpoint_every
 
 
 def _loop(
     run: Run, objective: Objective, state: TrainState, writer: Writer, journal: Journal, interruption: Interruption
 ) -> None:
-    """Steps, and between them what is due: a line in the journal, a validation, a checkpoint, a stop.
+    """Calls of one or several steps, and between them what is due: a line in the journal, a validation, a checkpoint, a stop.
 
-    A step's report is read when the next step is under way, and before anything is saved. Of several processes, all take the
+    What a call tells is read when the next one is under way, and before anything is saved. Of several processes, all take the
     same turns, and stop together when one of them is asked to.
     """
-    settings, batch_size = run.config.training, run.config.data.batch_size
-    epoch = max(run.data.splits["train"].n // batch_size, 1)
-    learning_rate = optimizers.schedule(run.config.optimizer, settings.steps)
-    step, noise = training.train_step(objective, settings.ema_decay), keys.stream(_key(run), "noise")
+    hosts.require_parts(run.config.data.batch_size, run.config.objective.parts)
+    step, noise = training.train_step(objective, run.config.training.ema_decay), keys.stream(_key(run), "noise")
     evaluate, best = training.eval_step(run.model, run.config.objective), _best_loss(run)
-    number, unread, read, since, moved = int(state.step), None, [], time.perf_counter(), (0, int(state.step))
-    hosts.require_parts(batch_size, run.config.objective.parts)
-    batches = training_batches(run, number)
-    first = next(batches)
-    try:
-        training.require_memory(step, state, training.place(first), noise, batch_size)
-    except TrainingError:
-        if number == 0:
-            _forget(run)
-        raise
-    with bar("training", settings.steps, number) as show:
-        for batch in itertools.chain([first], batches):
+    read: list[dict[str, float]] = []
+    number, unread, since, moved = int(state.step), None, time.perf_counter(), (0, int(state.step))
+    batches = _fitting(run, step, state, noise)
+    with bar("training", run.config.training.steps, number) as show:
+        for batch in batches:
             asked = hosts.anybody(lambda: interruption.requested)
-            state, report = step(state, training.place(batch), noise)
-            number += 1
-            if unread:
-                read.append(training.check_finite(*unread))
-            unread = (report, batch["index"], number)
-            last, stop = number == settings.steps, asked()
-            log, validate = number % settings.log_every == 0 or last, number % epoch == 0 or last
-            save = number % settings.checkpoint_every == 0 or last
-            if log or validate or save or stop:
-                read.append(training.check_finite(*unread))
+            state, report = step(state, batch, noise)
+            read += training.check_finite(*unread) if unread else []
+            unread = (report, batch["index"], number + 1)
+            number += math.prod(batch["index"].shape[:-1])
+            due, stop = _due(run, number), asked()
+            if any(due) or stop:
+                read += training.check_finite(*unread)
                 unread = None
-            if log:
-                means = {name: float(np.mean([values[name] for values in read])) for name in read[0]}
-                means |= {name: read[-1][name] for name in report.gauges}
+            if due.log:
+                means = _means(read, tuple(report.gauges))
                 moved = _moved(run, number, means, moved)
-                speed = len(read) * batch_size / (time.perf_counter() - since)
-                rate = float(learning_rate(number - int(means.get("skipped", 0))))  # skipped steps do not count in the schedule
-                journal.write(number, "train", means | {"learning_rate": rate, "images_per_second": speed})
-                words = " ".join(f"{name} {means[name]:.4g}" for name in ("loss", *report.terms, *report.gauges))
-                show(number, f"{speed:.0f} images/s {words}")
+                speed = len(read) * run.config.data.batch_size / (time.perf_counter() - since)
+                show(number, _logged(run, journal, number, means, speed, (*report.terms, *report.gauges)))
                 read, since = [], time.perf_counter()
-            metrics = _validate(run, evaluate, state.ema, interruption) if validate and not stop else {}
-            stop = stop or (validate and not metrics)  # asked for during the validation
+            metrics = _validate(run, evaluate, state.ema, interruption) if due.validate and not stop else {}
+            stop = stop or (due.validate and not metrics)  # asked for during the validation
             if metrics:
                 journal.write(number, "val", metrics)
-            if save or stop or metrics.get("loss", math.inf) < best:
+            if due.save or stop or metrics.get("loss", math.inf) < best:
                 best = min(best, metrics.get("loss", math.inf))
                 journal.flush()
                 writer.save(number, state, metrics)
-            if stop and not last:
+            if stop and not due.last:
                 writer.wait()  # so that what is told below is true
                 raise Terminated(f"stopped by SIGTERM at step {number}, which is saved; the same command goes on from there.")
-            if last:
-                return
+
+
+def _fitting(run: Run, step: training.TrainStep, state: TrainState, noise: jax.Array) -> Iterator[Batch]:
+    """The batches of all calls, after a look whether the first of them fits in memory."""
+    number = int(state.step)
+    batches = _calls(run, number)
+    try:
+        first = next(batches)
+        training.require_memory(step, state, first, noise, run.config.data.batch_size)
+    except (DataError, TrainingError):
+        if number == 0:
+            _forget(run)
+        raise
+    return itertools.chain([first], batches)
+
+
+def _means(read: list[dict[str, float]], gauges: tuple[str, ...]) -> dict[str, float]:
+    """Of what steps told; of a gauge, what it stands at."""
+    means = {name: float(np.mean([values[name] for values in read])) for name in read[0]}
+    return means | {name: read[-1][name] for name in gauges}
+
+
+def _logged(run: Run, journal: Journal, number: int, means: dict[str, float], speed: float, told: tuple[str, ...]) -> str:
+    """Writes a line of the journal, and says it in words, with the means that are `told`."""
+    step = number - int(means.get("skipped", 0))  # skipped steps do not count in the schedule
+    rate = float(optimizers.schedule(run.config.optimizer, run.config.training.steps)(step))
+    journal.write(number, "train", means | {"learning_rate": rate, "images_per_second": speed})
+    return f"{speed:.0f} images/s " + " ".join(f"{name} {means[name]:.4g}" for name in ("loss", *told))
 
 
 def _moved(run: Run, number: int, means: dict[str, float], before: tuple[int, int]) -> tuple[int, int]:

@@ -138,10 +138,22 @@ def gathered(values: Shaped[Array, "b ..."]) -> Shaped[np.ndarray, "b ..."]:
     return np.asarray(multihost_utils.process_allgather(values, tiled=True))
 
 
-def own(values: Shaped[Array, "b ..."]) -> Shaped[np.ndarray, "n ..."]:
-    """The rows that this process holds."""
-    shards = sorted(values.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([np.asarray(shard.data) for shard in shards])
+def own(values: Shaped[Array, "*k b"]) -> Shaped[np.ndarray, "*k n"]:
+    """The rows, along the last axis, that this process holds."""
+    shards = sorted(values.addressable_shards, key=lambda shard: shard.index[-1].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards], axis=-1)
+
+
+def divided(rows: PyTree, before: int = 0) -> PyTree:
+    """Rows, an axis after `before` others, on the devices, divided among them; of several processes, each gives its own."""
+    if jax.process_count() == 1:
+        return jax.device_put(rows, by_rows(before))
+    return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, by_rows(before)), rows)
+
+
+def everywhere(array: Shaped[np.ndarray, "..."]) -> Shaped[Array, "..."]:
+    """An array that all processes have, whole on every device."""
+    return jax.make_array_from_callback(array.shape, replicated(), lambda part: array[part])
 
 
 def local(tree: PyTree) -> PyTree:
@@ -167,9 +179,9 @@ def mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
-def by_rows() -> NamedSharding:
-    """The first axis divided among the devices."""
-    return NamedSharding(mesh(), PartitionSpec("data"))
+def by_rows(before: int = 0) -> NamedSharding:
+    """The axis after `before` others divided among the devices."""
+    return NamedSharding(mesh(), PartitionSpec(*[None] * before, "data"))
 
 
 def replicated() -> NamedSharding:

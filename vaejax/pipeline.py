@@ -11,9 +11,10 @@ import tensorflow as tf
 from jaxtyping import Float32, Int64
 
 from vaejax import augment as augmentation
+from vaejax.batches import require_enough
 from vaejax.config import AugmentConfig
 from vaejax.datasets import Split
-from vaejax.errors import DataError
+from vaejax.order import ROUNDS
 
 # TensorFlow prepares images on the CPU; the accelerators' memory is JAX's.
 tf.config.set_visible_devices([], "GPU")
@@ -54,11 +55,7 @@ def training_batches(
     Raises:
         DataError: the split has fewer than `batch_size` images.
     """
-    if batch_size > split.n:
-        raise DataError(
-            f"data.batch_size={batch_size}: expected at most the number of training images, found {split.n}. "
-            f"Choose data.batch_size={split.n} or less."
-        )
+    require_enough(split, batch_size)
     read = _reader(split)
 
     def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -90,12 +87,12 @@ def epoch_order(positions: Int64[tf.Tensor, " B"], n: int, seed: int) -> Int64[t
         n: images an epoch.
         seed: of the order.
     """
-    # The shuffle looks at 8 bits of each word of its key and at 4 rounds is visibly too even: hash, and take 16 rounds.
+    # The shuffle looks at 8 bits of each word of its key and at 4 rounds is visibly too even: hash, and take more.
     epochs = positions // n
     first = epochs[0]
     keys = tf.stack([_epoch_key(seed, first), _epoch_key(seed, first + 1)])
     return tf.raw_ops.RandomIndexShuffle(
-        index=positions % n, seed=tf.gather(keys, epochs - first), max_index=tf.constant(n - 1, tf.int64), rounds=16
+        index=positions % n, seed=tf.gather(keys, epochs - first), max_index=tf.constant(n - 1, tf.int64), rounds=ROUNDS
     )
 
 

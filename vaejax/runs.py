@@ -28,8 +28,8 @@ from vaejax.datasets import DataSet
 from vaejax.errors import DataError, TrainingError
 
 _EXTENDABLE = "training.steps"
-_INDIFFERENT = ("data.workers", "data.cache")
-"""Fields that change nothing of what a run computes."""
+_INDIFFERENT = ("data.workers", "data.cache", "data.resident", "model.remat", "training.steps_per_call")
+"""Fields that change nothing of what a run computes, but for rounding."""
 
 
 class Run(NamedTuple):

@@ -90,6 +90,8 @@ def abstract(model: Model, objective: Objective) -> TrainState:
 def train_step(objective: Objective, ema_decay: float) -> TrainStep:
     """A jitted function (state, batch, key) -> (state, report); the given state's buffers are reused.
 
+    Given several batches, stacked along a first axis, it takes a step for each, and stacks what they tell.
+
     The decay of the average grows from 0.1 to `ema_decay` over the first steps, so that the initial weights are soon forgotten.
     """
 
@@ -102,7 +104,12 @@ def train_step(objective: Objective, ema_decay: float) -> TrainStep:
         report = Report(update.loss, update.terms, means, update.gradient_norm, update.gauges)
         return TrainState(state.step + 1, update.params, ema, update.state), report
 
-    return jax.jit(step, donate_argnums=0)
+    def steps(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Report]:
+        if batch["index"].ndim == 1:
+            return step(state, batch, key)
+        return jax.lax.scan(lambda state, one: step(state, one, key), state, batch)
+
+    return jax.jit(steps, donate_argnums=0)
 
 
 def eval_step(model: Model, config: ObjectiveConfig) -> EvalStep:
@@ -123,15 +130,14 @@ def eval_step(model: Model, config: ObjectiveConfig) -> EvalStep:
 
 
 def place(batch: Batch) -> Batch:
-    """Puts a batch on the devices, its rows divided among them; of several processes, each gives its own rows.
+    """Puts a batch, or several that are stacked, on the devices, the rows divided among them; each process gives its own.
 
     Raises:
         TrainingError: where they do not divide, with the nearest sizes that do.
     """
-    hosts.require_shares(len(batch["index"]) * jax.process_count())
-    if jax.process_count() == 1:
-        return jax.device_put(dict(batch), hosts.by_rows())
-    return {name: jax.make_array_from_process_local_data(hosts.by_rows(), rows) for name, rows in batch.items()}
+    *before, rows = np.shape(batch["index"])
+    hosts.require_shares(rows * jax.process_count())
+    return hosts.divided(dict(batch), len(before))
 
 
 def require_memory(step: TrainStep, state: TrainState, batch: Batch, key: Key[Array, ""], rows: int) -> None:
@@ -173,29 +179,38 @@ def explain_out_of_memory(field: str, rows: int) -> Iterator[None]:
         raise TrainingError(f"{field}={rows}: does not fit in the device's memory. {_instead(field, rows // 2)}") from error
 
 
-def check_finite(report: Report, index: Int[np.ndarray, " b"], step: int) -> dict[str, float]:
-    """A step's loss, the means of its terms, the norm of its gradient, and its gauges.
+def check_finite(report: Report, index: Int[Array, "*k b"], step: int) -> list[dict[str, float]]:
+    """Each step's loss, the means of its terms, the norm of its gradient, and its gauges.
+
+    Args:
+        report: of one step, or of several that are stacked.
+        index: of their images.
+        step: the number of the first.
 
     Raises:
         TrainingError: where a term is not finite, naming the term, the step and the images.
     """
-    means = {name: float(value) for name, value in report.means.items()}
-    for name, mean in means.items():
-        if not math.isfinite(mean):
-            bad = index[~np.isfinite(hosts.own(report.terms[name]))]
-            named = ", ".join(str(i) for i in bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
-            where = f"for training images {named} (by index)" if len(bad) else "for images that another process holds"
-            raise TrainingError(_not_finite(name, step, where))
-    scalars = {"loss": float(report.loss), "gradient_norm": float(report.gradient_norm)}
-    scalars |= {name: float(value) for name, value in report.gauges.items()}
-    for name, value in scalars.items():
-        if not math.isfinite(value):
-            named = ", ".join(str(i) for i in index[:10])
-            raise TrainingError(_not_finite(name, step, f"in the batch of training images {named}, ... (by index)"))
-    return means | scalars
+    scalars = {"loss": report.loss, "gradient_norm": report.gradient_norm} | report.gauges
+    told = {name: np.atleast_1d(value) for name, value in (report.means | scalars).items()}
+    for place in range(len(told["loss"])):
+        for name, values in told.items():
+            if not math.isfinite(values[place]):
+                rows = np.atleast_2d(hosts.own(index))[place]
+                terms = np.atleast_2d(hosts.own(report.terms[name]))[place] if name in report.terms else None
+                raise TrainingError(_not_finite(name, step + place, rows, terms))
+    return [{name: float(values[place]) for name, values in told.items()} for place in range(len(told["loss"]))]
 
 
-def _not_finite(term: str, step: int, where: str) -> str:
+def _not_finite(term: str, step: int, index: Int[np.ndarray, " b"], values: Float[np.ndarray, " b"] | None) -> str:
+    """Which images it is, or of which batch where it is no term of a single one."""
+    bad = index if values is None else index[~np.isfinite(values)]
+    named = ", ".join(str(i) for i in bad[:10])
+    if values is None:
+        where = f"in the batch of training images {named}, ... (by index)"
+    elif len(bad):
+        where = f"for training images {named}{f' and {len(bad) - 10} more' if len(bad) > 10 else ''} (by index)"
+    else:
+        where = "for images that another process holds"
     return (
         f"step {step}: {term} is not finite {where}. Nothing of this step was saved. Look at those images; "
         "lower optimizer.learning_rate or optimizer.clip_norm, or lengthen optimizer.warmup_steps, in another --workdir."

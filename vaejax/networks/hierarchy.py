@@ -1,5 +1,7 @@
 """The parts of a hierarchy of latent images, from coarse to fine: what rises from the image, and what comes down to it."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ from jaxtyping import Array, Float
 
 from vaejax.config import ModelConfig
 from vaejax.networks.convolutions import Convolution, Subpixel, Upsampling
-from vaejax.networks.layers import activated, wide
+from vaejax.networks.layers import activated, through, wide
 
 NARROW = 4
 """A block's 3x3 convolution has so many times fewer channels than its ends."""
@@ -105,8 +107,12 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w d"]) -> Float[Array, "n h w outputs"]:
         """Maps `[n, h, w, d]` to `[n, h, w, outputs]`."""
-        config, narrow = self.config, max(min(x.shape[-1], self.outputs) // NARROW, 4)
-        x = nn.Dense(narrow, dtype=config.dtype)(activated(config, x))
-        x = Convolution(narrow, dtype=config.dtype)(activated(config, x))
-        start = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
-        return nn.Dense(self.outputs, dtype=config.dtype, kernel_init=start)(activated(config, x))
+        return through(self, self.config, functools.partial(_layers, self.config, self.outputs, self.zero), x)
+
+
+def _layers(config: ModelConfig, outputs: int, zero: bool, x: Float[Array, "n h w d"]) -> Float[Array, "n h w outputs"]:
+    narrow = max(min(x.shape[-1], outputs) // NARROW, 4)
+    x = nn.Dense(narrow, dtype=config.dtype)(activated(config, x))
+    x = Convolution(narrow, dtype=config.dtype)(activated(config, x))
+    start = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
+    return nn.Dense(outputs, dtype=config.dtype, kernel_init=start)(activated(config, x))

@@ -1,4 +1,6 @@
-"""What the networks share: activation, normalisation, hidden dense layers."""
+"""What the networks share: activation, normalisation, hidden dense layers, blocks."""
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -15,6 +17,19 @@ GROUPS, SMALLEST = 8, 4
 def activated(config: ModelConfig, x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
     """Normalised over the last axis, or over groups of it and all pixels, where configured; then the nonlinearity."""
     return ACTIVATIONS[config.activation](_normalized(config, x))
+
+
+def through(
+    module: nn.Module, config: ModelConfig, block: Callable[[jax.Array], jax.Array], x: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+    """An input through a block of a module's, whose layers keep their names.
+
+    With `model.remat` the gradient computes what is inside of the block again, from its input, instead of keeping it.
+    """
+    if not config.remat:
+        return block(x)
+    again = nn.remat(lambda _, x: block(x))
+    return again(module, x)
 
 
 def wide(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -1,5 +1,7 @@
 """Transformer encoder and decoder (Dosovitskiy et al. 2021): an image is a sequence of square patches."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from vaejax.config import ModelConfig
 from vaejax.networks.activations import ACTIVATIONS
-from vaejax.networks.layers import wide
+from vaejax.networks.layers import through, wide
 
 
 class TransformerEncoder(nn.Module):
@@ -68,14 +70,19 @@ class _Blocks(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
-        config, dtype = self.config, self.config.dtype
+        config = self.config
         positions = self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
         x = x + positions[jnp.newaxis].astype(x.dtype)
         for _ in range(config.depth):
-            x = x + _attention(config, nn.LayerNorm(dtype=dtype)(x), self.causal)
-            y = nn.Dense(4 * config.width, dtype=dtype)(nn.LayerNorm(dtype=dtype)(x))
-            x = x + nn.Dense(config.width, dtype=dtype)(ACTIVATIONS[config.activation](y))
-        return nn.LayerNorm(dtype=dtype)(x)
+            x = through(self, config, functools.partial(_block, config, self.causal), x)
+        return nn.LayerNorm(dtype=config.dtype)(x)
+
+
+def _block(config: ModelConfig, causal: bool, x: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
+    dtype = config.dtype
+    x = x + _attention(config, nn.LayerNorm(dtype=dtype)(x), causal)
+    y = nn.Dense(4 * config.width, dtype=dtype)(nn.LayerNorm(dtype=dtype)(x))
+    return x + nn.Dense(config.width, dtype=dtype)(ACTIVATIONS[config.activation](y))
 
 
 def _attention(config: ModelConfig, x: Float[Array, "b n width"], causal: bool) -> Float[Array, "b n width"]:
