@@ -238,7 +238,8 @@ def compare(
     memory = f"peak memory {max(times[mine].memory):.0f} MiB, the peer's {max(times[best].memory):.0f}"
     what = f"train step, {network} {shape[0]}x{shape[1]}, batch {batch_size}, {dtype}, {jax.default_backend()}"
     print(f"{what}\n\n{table(times, batch_size)}\n\n{told}.")
-    print(f"To {unset}, the fastest without huge pages: {times[unset].median / seconds:.2f}.")
+    if unset != best:
+        print(f"To {unset}, the fastest without huge pages: {times[unset].median / seconds:.2f}.")
     print(f"A step is {work.flops / 1e9:.2f} GFLOP and {work.traffic / 1e6:,.0f} MB.")
     print(f"Ceiling: {most.flops / 1e9:,.0f} GFLOP/s, {most.bandwidth / 1e9:.1f} GB/s.")
     print("\n".join(dict.fromkeys(agreements)))
