@@ -19,7 +19,7 @@ from vaejax.datasets import DataSet
 from vaejax.errors import ConfigError, DataError, TrainingError
 from vaejax.runs import Run
 
-INDIFFERENT = ("data.workers", "data.resident", "model.remat", "training.steps_per_call")
+INDIFFERENT = ("data.workers", "data.cache", "data.resident", "model.remat", "training.steps_per_call")
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 5, 4), np.uint8)
 
 
