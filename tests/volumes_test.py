@@ -52,7 +52,7 @@ def found(folder: Path) -> list[volumes.Volume]:
 
 
 def slices(volume: volumes.Volume, **fields) -> np.ndarray:
-    images, _ = volumes._slices(volume, None, DataConfig(**fields), None)
+    images, *_ = volumes._slices(volume, None, DataConfig(**fields), None)
     return images
 
 

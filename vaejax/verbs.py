@@ -238,8 +238,9 @@ def segment(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     result = gallery.segment(run, output, arguments.best, arguments.split, arguments.n, arguments.seed)
     found = {"mean of the classes": result["mean"]} | {f"class {name}": entry for name, entry in result["classes"].items()}
     for name, entry in found.items():
-        words = (f"{key} {_interval(entry[key])}" for key in ("dice", "hausdorff95") if entry.get(key, {}).get("n"))
-        print(f"{name}, {result['volumes']} volumes: {', '.join(words)}")
+        known = {key: entry[key] for key in ("dice", "hausdorff95") if entry.get(key, {}).get("n")}
+        words = (f"{key} {_interval(value)}" + f" {value['unit']}".removesuffix(" 1") for key, value in known.items())
+        print(f"{name}, {result['volumes']} {result['volume']}s: {', '.join(words)}")
     _written(f"{output / 'segmentation.json'}, segmentations.npz, segmentations.png")
 
 

@@ -231,6 +231,14 @@ def axes_of(stack: Stack, config: DataConfig) -> tuple[Axis, Axis, Axis]:
     return found[0], found[1], found[2]
 
 
+def spacing_of(stack: Stack, axes: tuple[Axis, Axis, Axis], fitted: tuple[Axis, Axis]) -> tuple[float, float, float]:
+    """The mm between the slices, rows and columns at `axes`, the latter two `fitted` to a size; NaN where unknown."""
+    steps = (axes[0].step, axes[1].step * fitted[0].step, axes[2].step * fitted[1].step)
+    known = (math.nan if mm is None else mm for mm in stack.spacing)
+    slices, rows, columns = (mm * step for mm, step in zip(known, steps, strict=True))
+    return slices, rows, columns
+
+
 def images_of(stack: Stack, axes: tuple[Axis, Axis, Axis], scale: Scale) -> Float32[np.ndarray, "n h w c"]:
     """The slices at `axes` as grey values or colours in [0, 1]."""
     grey = np.empty(stack.voxels.shape, np.float32)
@@ -285,13 +293,17 @@ def _quantiles(volume: Volume) -> Num[np.ndarray, " q"] | None:
 
 
 class _Slice(NamedTuple):
-    """An example: of which volume, which slice, where its image begins in the volume's file, its mask behind; or why not."""
+    """An example: of which volume, which slice, where its image begins in the volume's file, its mask behind; or why not.
+
+    Its spacing is that of the prepared slices, rows and columns, mm.
+    """
 
     volume: int
     place: int
     shape: tuple[int, ...] = ()
     start: int = 0
     reason: str = ""
+    spacing: tuple[float, float, float] = (math.nan,) * 3
 
 
 def examples(volumes: list[Volume], masks: dict[str, Path] | None, config: DataConfig) -> Examples:
@@ -330,7 +342,8 @@ def examples(volumes: list[Volume], masks: dict[str, Path] | None, config: DataC
     numbers = {owner: number for number, owner in enumerate(owners)}  # what is unreadable is nobody's, and stays in train
     patients = np.array([-1 if part.volume in reasons else numbers[volumes[part.volume].patient] for part in chosen])
     paths = tuple(f"{volumes[part.volume].paths[0]}, slice {part.place}" for part in chosen)
-    return Examples(len(chosen), read, None, paths, patients, segmentation, measured)
+    of_volumes, spacing = np.array([part.volume for part in chosen]), np.array([part.spacing for part in chosen], np.float32)
+    return Examples(len(chosen), read, None, paths, patients, segmentation, measured, of_volumes, spacing)
 
 
 def _written(
@@ -343,14 +356,14 @@ def _written(
     """Writes the wanted slices of a volume; says where they are, or why there are none."""
     number, volume = numbered
     try:
-        images, segmentation = _slices(volume, masks, config, measured)
+        images, segmentation, spacing = _slices(volume, masks, config, measured)
         blocks = blocks_of(images, config.block)
     except DataError as error:
         return [_Slice(number, 0, reason=str(error))]
     written = []
     with (folder / str(number)).open("wb") as file:
         for place in _wanted(images, config):
-            written.append(_Slice(number, place, blocks.shape[1:], file.tell()))
+            written.append(_Slice(number, place, blocks.shape[1:], file.tell(), spacing=spacing))
             file.write(blocks[place].tobytes())
             file.write(b"" if segmentation is None else segmentation[place].tobytes())
     return written
@@ -373,12 +386,15 @@ def _kept(folder: Path, part: _Slice, start: int, dtype: type, shape: tuple[int,
 
 def _slices(
     volume: Volume, masks: dict[str, Path] | None, config: DataConfig, measured: tuple[float, float] | None
-) -> tuple[Float32[np.ndarray, "n h w c"], UInt8[np.ndarray, "n h w"] | None]:
-    """The slices of a volume, and the classes of their pixels where masks are wanted."""
+) -> tuple[Float32[np.ndarray, "n h w c"], UInt8[np.ndarray, "n h w"] | None, tuple[float, float, float]]:
+    """The slices of a volume, the classes of their pixels where masks are wanted, and `spacing_of` it."""
     stack = volume.read()
     axes = axes_of(stack, config)
     segmentation = None if masks is None else geometry.there(_mask(volume, stack, masks, config), axes)
-    return images_of(stack, axes, scale_of(stack, config, measured)), segmentation
+    images = images_of(stack, axes, scale_of(stack, config, measured))
+    height, width = config.image_size or images.shape[1:3]
+    fitted = geometry.fitted(images.shape[1:3], (height, width), config.resize)
+    return images, segmentation, spacing_of(stack, axes, fitted)
 
 
 def _wanted(images: Float32[np.ndarray, "n h w c"], config: DataConfig) -> list[int]:
