@@ -1,32 +1,36 @@
 """A run on normal images -> which other images are strange, with a promised share of false alarms: `anomaly.json` and more.
 
-    {"notice", "split", "step", "score", "map", "alpha", "images", "calibration": {"n", "threshold", "pixel_threshold"},
+    {"notice", "split", "step", "score", "map", "alpha", "images", "by",
+     "calibration": {"n", "threshold", "pixel_threshold"},
      "flagged": {"all" | "normal" | "anomalous": {"flagged", "n", "expected"}},
-     "ranking": {score: {"auroc" | "average_precision": {"value", "low", "high"}}},
+     "ranking": {score: {"auroc" | "average_precision": {"value", "low", "high"}}}, "reference": {"pca": {...}},
      "pixels": {"average_precision" | "dice": {...}}, "undefined": {score: why}, "cases": {title: [index]}}
 
 anomaly.csv has a line an image: its index, p-value, whether it is flagged, and every score; anomaly_maps.npy the maps
 `[n, h, w]` of `anomaly.map`, each pixel in units of its mean in the validation images. Images are ranked and flagged by
 `anomaly.score`, which is part of the run and so was named before any test image was looked at. Thresholds come from the
-calibration split, of normal images that chose neither weights nor checkpoint. Intervals are 95 % and by patient where
-patients are known, else by image.
+calibration split, of normal images that chose neither weights nor checkpoint. "by" says what is calibrated, counted and
+flagged: a patient, by its strangest image, where patients are known, else an image; a patient is anomalous where any of its
+images is. Intervals are 95 % and by the same. "reference" is what the squared error of as many principal components as there
+are latents is worth: something to compare with, and nothing to choose.
 """
 
+import contextlib
 import csv
 import functools
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 from sklearn import metrics as sklearn_metrics
 
-from vaejax import calibration, evaluation, experiment, keys, resampling, runs, training
+from vaejax import calibration, evaluation, experiment, keys, metrics, resampling, runs, training
 from vaejax.applications import anomaly
 from vaejax.batches import Batch
 from vaejax.errors import DataError, FamilyError
@@ -51,17 +55,33 @@ PIXEL_DRAWS = 200
 Truth = Bool[np.ndarray, " n"]
 """Whether each image is anomalous."""
 
+Linear = Callable[[Float[np.ndarray, "b h w c"]], Float[np.ndarray, " b"]]
+"""Images -> the squared error of a linear reconstruction of each."""
+
 
 class Screened(NamedTuple):
     """What is kept of a split: numbers an image, and the maps in a file."""
 
     values: dict[str, Float[np.ndarray, " n"]]
-    columns: dict[str, Int[np.ndarray, " n"]]
-    """Label and patient where known."""
     quantile: float
     """Mean over images of what a share 1 - `anomaly.pixels` of a map's pixels stay below."""
     map: Float[np.ndarray, "h w"]
     """Mean map."""
+
+
+class Normal(NamedTuple):
+    """What normal images are like that chose neither weights nor checkpoint."""
+
+    scores: Float[np.ndarray, " g"]
+    """`anomaly.score` of every image of the calibration, or the largest of every patient."""
+    by: str
+    """What there is a score of: "image" or "patient"."""
+    threshold: float
+    """Above it, a score is flagged."""
+    pixel_threshold: float
+    """What a share 1 - `anomaly.pixels` of a map's pixels stay below, a mean over images."""
+    map: Float[np.ndarray, "h w"]
+    """Mean map of the validation images, by which maps are divided."""
 
 
 def screen(run: Run, split: str = "test", best: bool = False, alpha: float | None = None) -> dict[str, Any]:
@@ -82,14 +102,14 @@ def screen(run: Run, split: str = "test", best: bool = False, alpha: float | Non
     """
     config, alpha = run.config.anomaly, run.config.anomaly.alpha if alpha is None else alpha
     missing = undefined(run)
-    _check(run, alpha, missing)
     names, trained = [name for name in SCORES if name not in missing], experiment.restore(run, best)
+    if not run.model.vector:
+        missing["pca"] = "the latents are not one vector, so that there is no number of components to compare with"
     with training.explain_out_of_memory("evaluation.batch_size", run.config.evaluation.batch_size):
-        usual = _screened(run, trained.params, "val", [config.map], None).map
-        normal = _screened(run, trained.params, "calibration", [config.score, config.map], usual)
-        screened = _screened(run, trained.params, split, names, usual, run.directory / "anomaly_maps.npy")
-    scores, strangest = screened.values[config.score], calibration.threshold(normal.values[config.score], alpha)
-    truth, groups = _truth(run, split, screened), _groups(screened, len(scores))
+        normal, linear = of_normal(run, trained.params, alpha), _linear(run)
+        screened = _screened(run, trained.params, split, names, normal.map, linear, run.directory / "anomaly_maps.npy")
+    values, scores = screened.values, screened.values[config.score]
+    truth, groups = _truth(run, split), _groups(run, split)
     result = {
         "notice": NOTICE,
         "split": split,
@@ -98,17 +118,72 @@ def screen(run: Run, split: str = "test", best: bool = False, alpha: float | Non
         "map": config.map,
         "alpha": alpha,
         "images": len(scores),
-        "calibration": {"n": run.data.splits["calibration"].n, "threshold": strangest, "pixel_threshold": normal.quantile},
-        "flagged": _flagged(scores > strangest, truth, run.data.splits["calibration"].n, alpha),
-        "ranking": {} if truth is None else {name: ranking(screened.values[name], truth, groups) for name in names},
-        "pixels": _pixels(run, split, normal.quantile, groups) if config.masks else {},
+        "by": normal.by,
+        "calibration": _calibration(normal),
+        "flagged": _flagged(scores > normal.threshold, truth, groups, len(normal.scores), alpha),
+        "ranking": {} if truth is None else {name: ranking(values[name], truth, groups) for name in names},
+        "reference": {"pca": ranking(values["pca"], truth, groups)} if truth is not None and "pca" in values else {},
+        "pixels": _pixels(run, split, normal.pixel_threshold, groups) if config.masks else {},
         "undefined": missing,
         "cases": _cases(scores, truth),
     }
-    chances = calibration.p_values(normal.values[config.score], scores)
-    runs.write_text(run.directory / "anomaly.csv", _table(screened.values, chances, scores > strangest))
+    chances = calibration.p_values(normal.scores, scores)
+    runs.write_text(run.directory / "anomaly.csv", table({"index": range(len(scores))}, values, chances, normal, scores))
     runs.write_json(run.directory / "anomaly.json", result)
     return result
+
+
+def of_normal(run: Run, params: Params, alpha: float | None = None) -> Normal:
+    """Looks at the normal images that thresholds come from: of validation for the mean map, of the calibration for all else.
+
+    Raises:
+        DataError: there is no calibration split, or too small a one for `alpha` (None: as configured).
+        FamilyError: the model does not have the score.
+    """
+    config, alpha = run.config.anomaly, run.config.anomaly.alpha if alpha is None else alpha
+    _check(run, alpha, undefined(run))
+    usual = _screened(run, params, "val", [config.map], None).map
+    found = _screened(run, params, "calibration", [config.score, config.map], usual)
+    scores = calibration.of_groups(found.values[config.score], _groups(run, "calibration"))
+    return Normal(scores, _by(run), calibration.threshold(scores, alpha), found.quantile, usual)
+
+
+def look(run: Run, params: Params, names: list[str], key: Key[Array, ""]) -> Callable[[Batch], dict[str, anomaly.Scores]]:
+    """Batch -> what each of the scores of these names says of it."""
+    seen = {name: jax.jit(functools.partial(_score, run, name)) for name in dict.fromkeys(names)}
+
+    def of_batch(batch: Batch) -> dict[str, anomaly.Scores]:
+        example_keys, condition = keys.of_examples(key, batch["index"]), condition_of(run.model, batch)
+        return {name: score(params, batch["image"], example_keys, condition) for name, score in seen.items()}
+
+    return of_batch
+
+
+def table(
+    columns: Mapping[str, Iterable[Any]],
+    values: dict[str, Float[np.ndarray, " n"]],
+    chances: Float[np.ndarray, " n"],
+    normal: Normal,
+    scores: Float[np.ndarray, " n"],
+) -> str:
+    """A line an image, comma-separated: what names it, its p-value, whether it is flagged, all values."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*columns, "p_value", "flagged", *values])
+    for named, chance, score, numbers in zip(
+        zip(*columns.values(), strict=True), chances, scores, zip(*values.values(), strict=True), strict=True
+    ):
+        flag = int(score > normal.threshold)
+        writer.writerow([*named, f"{chance:.6g}", flag, *(f"{number:.6g}" for number in numbers)])
+    return text.getvalue()
+
+
+def _linear(run: Run) -> Linear | None:
+    """The squared error of images from principal components; None where the latents are no vector."""
+    if not run.model.vector:
+        return None
+    restored = evaluation.floor(evaluation.training_rows(run, run.config.evaluation.draw), run.model.vector)
+    return lambda images: np.asarray(metrics.mse(jnp.asarray(images), jnp.asarray(restored(images))))
 
 
 def _check(run: Run, alpha: float, missing: dict[str, str]) -> None:
@@ -116,9 +191,10 @@ def _check(run: Run, alpha: float, missing: dict[str, str]) -> None:
     if "calibration" not in run.data.splits:
         raise DataError(
             "data.calibration_fraction=0: thresholds come from normal images set apart from the training. Train a run with a "
-            f"larger one, so that at least {math.ceil(1 / alpha) - 1} images are set apart for anomaly.alpha={alpha:g}."
+            f"larger one, so that at least {math.ceil(1 / alpha) - 1} {_by(run, 'train')}s are set apart for "
+            f"anomaly.alpha={alpha:g}."
         )
-    calibration.require(run.data.splits["calibration"].n, alpha)
+    calibration.require(len(np.unique(_groups(run, "calibration"))), alpha, f"{_by(run)}s")
     for field, name in (("score", run.config.anomaly.score), ("map", run.config.anomaly.map)):
         if name in missing:
             raise FamilyError(
@@ -127,11 +203,20 @@ def _check(run: Run, alpha: float, missing: dict[str, str]) -> None:
             )
 
 
-def _groups(screened: Screened, n: int) -> Int[np.ndarray, " n"]:
+def _by(run: Run, split: str = "calibration") -> str:
+    """What images are taken together by: "patient" where the data set knows patients, else "image"."""
+    return "patient" if "patient" in run.data.splits[split].columns else "image"
+
+
+def _groups(run: Run, split: str) -> Int[np.ndarray, " n"]:
     """The patient of each image, where known; every other image is one of its own."""
-    alone = -1 - np.arange(n)
-    patients = screened.columns.get("patient", alone)
+    alone = -1 - np.arange(run.data.splits[split].n)
+    patients = np.asarray(run.data.splits[split].columns.get("patient", alone))
     return np.where(patients < 0, alone, patients)
+
+
+def _calibration(normal: Normal) -> dict[str, float]:
+    return {"n": len(normal.scores), "threshold": normal.threshold, "pixel_threshold": normal.pixel_threshold}
 
 
 def undefined(run: Run) -> dict[str, str]:
@@ -166,30 +251,39 @@ def _screened(
     split: str,
     names: list[str],
     usual: Float[np.ndarray, "h w"] | None,
+    linear: Linear | None = None,
     file: epath.Path | None = None,
 ) -> Screened:
     """One pass over a split; the maps of `anomaly.map` go to a file as they come, so that memory does not grow with them."""
     n, shape, settings = run.data.splits[split].n, run.model.image_shape[:2], run.config.anomaly
-    kept = None if file is None else np.lib.format.open_memmap(file, "w+", np.float32, (n, *shape))
     values: dict[str, list[np.ndarray]] = {}
-    columns: dict[str, list[np.ndarray]] = {}
     quantiles, total = [], np.zeros(shape)
-    with bar(f"screening {split}", n) as show:
-        for batch, scores in _passed(run, params, split, list(dict.fromkeys(names))):
+    with bar(f"screening {split}", n) as show, _maps(file, (n, *shape)) as keep:
+        for batch, scores in _passed(run, params, split, names):
             for name, found in scores.items():
                 values.setdefault(name, []).append(np.asarray(found.value, np.float64))
-            for name in batch.keys() & {"label", "patient"}:
-                columns.setdefault(name, []).append(batch[name])
+            if linear:
+                values.setdefault("pca", []).append(linear(batch["image"]))
             raw = scores[settings.map].map
             maps = np.asarray(raw if usual is None else anomaly.relative(raw, jnp.asarray(usual)))
             total += maps.sum(axis=0, dtype=np.float64)
             quantiles.append(np.quantile(maps, 1.0 - settings.pixels, axis=(1, 2)))
-            if kept is not None:
-                kept[batch["index"]] = maps
+            keep(maps)
             show(int(batch["index"][-1]) + 1, "")
-    joined = [{name: np.concatenate(parts) for name, parts in found.items()} for found in (values, columns)]
-    _require_numbers(joined[0], split)
-    return Screened(joined[0], joined[1], float(np.concatenate(quantiles).mean()), (total / n).astype(np.float32))
+    joined = {name: np.concatenate(parts) for name, parts in values.items()}
+    _require_numbers(joined, split)
+    return Screened(joined, float(np.concatenate(quantiles).mean()), (total / n).astype(np.float32))
+
+
+@contextlib.contextmanager
+def _maps(file: epath.Path | None, shape: tuple[int, ...]) -> Iterator[Callable[[Float[np.ndarray, "b h w"]], None]]:
+    """What maps are given to, in order, for an .npy file; a file that is mapped into memory would count as memory."""
+    if file is None:
+        yield lambda maps: None
+        return
+    with file.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        yield lambda maps: stream.write(np.asarray(maps, "<f4").tobytes()) and None
 
 
 def _passed(run: Run, params: Params, split: str, names: list[str]) -> Iterator[tuple[Batch, dict[str, anomaly.Scores]]]:
@@ -197,12 +291,9 @@ def _passed(run: Run, params: Params, split: str, names: list[str]) -> Iterator[
     config, model = run.config.anomaly, run.model
     size = math.prod(model.image_shape) * (config.samples if model.random else 1)
     rows = max(min(evaluation.pixels_at_a_time() // size, run.config.evaluation.batch_size, run.data.splits[split].n), 1)
-    look = {name: jax.jit(functools.partial(_score, run, name)) for name in names}
-    key = keys.stream(jax.random.key(run.config.evaluation.draw), f"anomaly of {split}")
+    seen = look(run, params, names, keys.stream(jax.random.key(run.config.evaluation.draw), f"anomaly of {split}"))
     for batch in experiment.evaluation_batches(run, split, rows, run.config.evaluation.draw):
-        example_keys, condition = keys.of_examples(key, batch["index"]), condition_of(model, batch)
-        found = {name: look[name](params, batch["image"], example_keys, condition) for name in names}
-        yield jax.tree.map(lambda leaf: np.asarray(leaf)[batch["mask"]], (dict(batch), found))  # noqa: B023  # used at once
+        yield jax.tree.map(lambda leaf: np.asarray(leaf)[batch["mask"]], (dict(batch), seen(batch)))  # noqa: B023  # used at once
 
 
 def _score(run: Run, name: str, params: Params, images: Any, example_keys: Any, condition: Any) -> anomaly.Scores:
@@ -218,11 +309,11 @@ def _require_numbers(values: dict[str, Float[np.ndarray, " n"]], split: str) -> 
             )
 
 
-def _truth(run: Run, split: str, screened: Screened) -> Truth | None:
+def _truth(run: Run, split: str) -> Truth | None:
     """Which images are anomalous, by label or else by mask; None where nobody knows."""
     if run.config.data.normal:
         names = run.data.label_names or ()
-        return ~np.isin(screened.columns["label"], [names.index(name) for name in run.config.data.normal])
+        return ~np.isin(run.data.splits[split].columns["label"], [names.index(name) for name in run.config.data.normal])
     return np.concatenate([masks.any(axis=(1, 2)) for masks in _masks(run, split)]) if run.config.anomaly.masks else None
 
 
@@ -249,10 +340,17 @@ def _pixels(run: Run, split: str, threshold: float, groups: Int[np.ndarray, " n"
     return {name: resampling.estimate(measure, groups, PIXEL_DRAWS) for name, measure in measures.items()}
 
 
-def _flagged(flags: Bool[np.ndarray, " n"], truth: Truth | None, n: int, alpha: float) -> dict[str, Any]:
-    """How many are flagged, of all, and of each kind where known; of normal ones, how many were to be expected."""
+def _flagged(
+    flags: Bool[np.ndarray, " n"], truth: Truth | None, groups: Int[np.ndarray, " n"], n: int, alpha: float
+) -> dict[str, Any]:
+    """How many patients (or images) are flagged, and of each kind where known; of normal ones, how many are to be expected.
+
+    A patient is flagged, or anomalous, where one image is; n were calibrated with.
+    """
+    flags = calibration.of_groups(flags, groups) > 0
     if truth is None:
         return {"all": {"flagged": int(flags.sum()), "n": len(flags)}}
+    truth = calibration.of_groups(truth, groups) > 0
     kinds = {"normal": flags[~truth], "anomalous": flags[truth]}
     counts: dict[str, Any] = {name: {"flagged": int(part.sum()), "n": len(part)} for name, part in kinds.items()}
     counts["normal"]["expected"] = calibration.expected_flags(n, len(kinds["normal"]), alpha)
@@ -265,13 +363,3 @@ def _cases(scores: Float[np.ndarray, " n"], truth: Truth | None) -> dict[str, li
     kinds = {"": order} if truth is None else {" normal": order[~truth[order]], " anomalous": order[truth[order]]}
     ends = {"strangest": slice(0, CASES), "least strange": slice(-1, -CASES - 1, -1)}
     return {f"{end}{kind}": rows[part].tolist() for kind, rows in kinds.items() if len(rows) for end, part in ends.items()}
-
-
-def _table(values: dict[str, Float[np.ndarray, " n"]], chances: Float[np.ndarray, " n"], flags: Bool[np.ndarray, " n"]) -> str:
-    """Comma-separated: no path and no name, since a prepared folder's own list says which file an index is."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "p_value", "flagged", *values])
-    for index, (chance, flag, *scores) in enumerate(zip(chances, flags, *values.values(), strict=True)):
-        writer.writerow([index, f"{chance:.6g}", int(flag), *(f"{number:.6g}" for number in scores)])
-    return text.getvalue()

@@ -122,11 +122,12 @@ def anomaly(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     result = screening.screen(runs.load(arguments.directory), arguments.split, arguments.best, arguments.alpha)
     print(f"{result['notice']}\n{result['score']} of {result['images']} images, split {result['split']}, step {result['step']}")
     for kind, count in result["flagged"].items():
-        told = "; promised: {:g}, so {} to {}".format(result["alpha"], *count["expected"]) if "expected" in count else ""
-        print(f"flagged, {kind}: {count['flagged']} of {count['n']}{told}")
-    for name, found in (result["ranking"] | {"pixels": result["pixels"]}).items():
+        told = "; promised: {:g}, so [{}, {}]".format(result["alpha"], *count["expected"]) if "expected" in count else ""
+        print(f"flagged, {kind}: {count['flagged']} of {count['n']} {result['by']}s{told}")
+    reference = {f"{name} (a reference, no choice)": found for name, found in result["reference"].items()}
+    for name, found in (result["ranking"] | reference | {"pixels": result["pixels"]}).items():
         for measure, value in found.items():
-            print(f"{name}: {measure} {value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})")
+            print(f"{name}: {measure} {_interval(value)}")
     for name, reason in result["undefined"].items():
         print(f"{name}: not defined: {reason}")
     print("written: anomaly.json, anomaly.csv, anomaly_maps.npy")
