@@ -76,6 +76,8 @@ class Normal(NamedTuple):
     """`anomaly.score` of every image of the calibration, or the largest of every patient."""
     by: str
     """What there is a score of: "image" or "patient"."""
+    alpha: float
+    """The promised share of false alarms."""
     threshold: float
     """Above it, a score is flagged."""
     pixel_threshold: float
@@ -119,7 +121,7 @@ def screen(run: Run, split: str = "test", best: bool = False, alpha: float | Non
         "alpha": alpha,
         "images": len(scores),
         "by": normal.by,
-        "calibration": _calibration(normal),
+        "calibration": thresholds(normal),
         "flagged": _flagged(scores > normal.threshold, truth, groups, len(normal.scores), alpha),
         "ranking": {} if truth is None else {name: ranking(values[name], truth, groups) for name in names},
         "reference": {"pca": ranking(values["pca"], truth, groups)} if truth is not None and "pca" in values else {},
@@ -145,7 +147,7 @@ def of_normal(run: Run, params: Params, alpha: float | None = None) -> Normal:
     usual = _screened(run, params, "val", [config.map], None).map
     found = _screened(run, params, "calibration", [config.score, config.map], usual)
     scores = calibration.of_groups(found.values[config.score], _groups(run, "calibration"))
-    return Normal(scores, _by(run), calibration.threshold(scores, alpha), found.quantile, usual)
+    return Normal(scores, _by(run), alpha, calibration.threshold(scores, alpha), found.quantile, usual)
 
 
 def look(run: Run, params: Params, names: list[str], key: Key[Array, ""]) -> Callable[[Batch], dict[str, anomaly.Scores]]:
@@ -157,6 +159,12 @@ def look(run: Run, params: Params, names: list[str], key: Key[Array, ""]) -> Cal
         return {name: score(params, batch["image"], example_keys, condition) for name, score in seen.items()}
 
     return of_batch
+
+
+def rows_at_a_time(run: Run) -> int:
+    """Images that are scored together: as configured, and as memory allows."""
+    size = math.prod(run.model.image_shape) * (run.config.anomaly.samples if run.model.random else 1)
+    return max(min(evaluation.pixels_at_a_time() // size, run.config.evaluation.batch_size), 1)
 
 
 def table(
@@ -215,7 +223,8 @@ def _groups(run: Run, split: str) -> Int[np.ndarray, " n"]:
     return np.where(patients < 0, alone, patients)
 
 
-def _calibration(normal: Normal) -> dict[str, float]:
+def thresholds(normal: Normal) -> dict[str, float]:
+    """What anomaly.json says of the calibration."""
     return {"n": len(normal.scores), "threshold": normal.threshold, "pixel_threshold": normal.pixel_threshold}
 
 
@@ -288,9 +297,7 @@ def _maps(file: epath.Path | None, shape: tuple[int, ...]) -> Iterator[Callable[
 
 def _passed(run: Run, params: Params, split: str, names: list[str]) -> Iterator[tuple[Batch, dict[str, anomaly.Scores]]]:
     """The rows of a split that count, batch by batch, with their scores."""
-    config, model = run.config.anomaly, run.model
-    size = math.prod(model.image_shape) * (config.samples if model.random else 1)
-    rows = max(min(evaluation.pixels_at_a_time() // size, run.config.evaluation.batch_size, run.data.splits[split].n), 1)
+    rows = min(rows_at_a_time(run), run.data.splits[split].n)
     seen = look(run, params, names, keys.stream(jax.random.key(run.config.evaluation.draw), f"anomaly of {split}"))
     for batch in experiment.evaluation_batches(run, split, rows, run.config.evaluation.draw):
         yield jax.tree.map(lambda leaf: np.asarray(leaf)[batch["mask"]], (dict(batch), seen(batch)))  # noqa: B023  # used at once

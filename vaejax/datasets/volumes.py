@@ -362,7 +362,7 @@ def _written(
         return [_Slice(number, 0, reason=str(error))]
     written = []
     with (folder / str(number)).open("wb") as file:
-        for place in _wanted(images, config):
+        for place in wanted(images, config):
             written.append(_Slice(number, place, blocks.shape[1:], file.tell(), spacing=spacing))
             file.write(blocks[place].tobytes())
             file.write(b"" if segmentation is None else segmentation[place].tobytes())
@@ -397,7 +397,7 @@ def _slices(
     return images, segmentation, spacing_of(stack, axes, fitted)
 
 
-def _wanted(images: Float32[np.ndarray, "n h w c"], config: DataConfig) -> list[int]:
+def wanted(images: Float32[np.ndarray, "n h w c"], config: DataConfig) -> list[int]:
     """The slices in the range asked for with content enough."""
     middles = (np.arange(len(images)) + 0.5) / len(images)
     within = (middles >= config.slice_range[0]) & (middles <= config.slice_range[1])
@@ -440,15 +440,20 @@ def _mask(volume: Volume, stack: Stack, masks: dict[str, Path], config: DataConf
         mask = _of_nifti(path, config)
     except DataError as error:
         raise DataError(f"its mask: {error}") from None
-    corners = np.indices((2, 2, 2)).reshape(3, -1).T * stack.source.voxels.shape[:3]
-    apart = (mask.source.affine - stack.source.affine) @ np.c_[corners, np.ones(8)].T
-    if mask.source.voxels.shape[:3] != stack.source.voxels.shape[:3]:
-        raise DataError(f"its mask has {mask.source.voxels.shape[:3]} voxels; expected {stack.source.voxels.shape[:3]}")
-    if np.linalg.norm(apart, axis=0).max() > _APART * min(stack.source.spacing):
-        raise DataError("its mask lies elsewhere (another affine). Resample it to the grid of the image.")
+    require_same_grid(mask.source, stack.source, stack.source.voxels.shape[:3])
     if mask.voxels.shape[-1] != 1:
         raise DataError("its mask is in colour")
     return to_classes(mask.voxels[..., 0])
+
+
+def require_same_grid(mask: Any, image: Any, shape: tuple[int, ...]) -> None:
+    """Raises DataError, the bare reason, where the mask of a NIfTI image (`nifti.Volume`) of a shape lies elsewhere."""
+    corners = np.indices((2, 2, 2)).reshape(3, -1).T * shape
+    apart = (mask.affine - image.affine) @ np.c_[corners, np.ones(8)].T
+    if mask.voxels.shape[:3] != shape:
+        raise DataError(f"its mask has {mask.voxels.shape[:3]} voxels; expected {shape}")
+    if np.linalg.norm(apart, axis=0).max() > _APART * min(image.spacing):
+        raise DataError("its mask lies elsewhere (another affine). Resample it to the grid of the image.")
 
 
 def _mask_of_frame(path: Path, stack: Stack, config: DataConfig) -> UInt8[np.ndarray, "1 h w"]:
