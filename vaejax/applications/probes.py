@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vaejax import resampling
+from vaejax.progress import track
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that the linear probe is chosen from."""
@@ -108,4 +109,4 @@ def _chosen(build: Callable[[float], Any], settings: tuple[float, ...], train: L
     def error(probe: Probe) -> float:
         return float(((probe.probabilities(val.rows) - np.eye(classes)[val.labels]) ** 2).sum(axis=1).mean())
 
-    return min((fitted(setting) for setting in settings), key=error)
+    return min((fitted(setting) for setting in track(settings, "fitting a probe", len(settings))), key=error)
