@@ -345,17 +345,15 @@ def _pixels(run: Run, split: str, threshold: float, groups: Int[np.ndarray, " n"
     place = np.unique(groups, return_inverse=True)[1]
     times = np.concatenate([np.ones((1, place.max() + 1)), resampling.drawn(groups, PIXEL_DRAWS)])  # first, all as they are
     counts, above = np.zeros((len(times), 2, BINS)), np.zeros((len(times), 2, 2))
-    images = zip(
-        _written(run.directory / "anomaly_maps.npy", run.model.image_shape[:2]), _each(_masks(run, split)), strict=True
-    )
-    for image, (pixels, mask) in zip(place, images, strict=True):
+    maps, masks = _kept(run.directory / "anomaly_maps.npy", run.model.image_shape[:2]), _masks(run, split)
+    for image, pixels, mask in zip(place, maps, (mask for batch in masks for mask in batch), strict=True):
         weight = times[:, image, np.newaxis, np.newaxis]
         counts += weight * np.bincount((_bin(pixels) + BINS * mask).ravel(), minlength=2 * BINS).reshape(2, BINS)
         over = pixels > threshold
         above += weight * np.array([[np.count_nonzero(over & m), np.count_nonzero(~over & m)] for m in (~mask, mask)])
     with np.errstate(invalid="ignore"):
-        precisions = {"average_precision": _average_precision(counts), "dice": 2 * above[:, 1, 0] / _marked(above)}
-    return {name: _estimate(values) for name, values in precisions.items()}
+        measures = {"average_precision": _average_precision(counts), "dice": 2 * above[:, 1, 0] / _marked(above)}
+    return {name: _estimate(values) for name, values in measures.items()}
 
 
 def _marked(above: Float[np.ndarray, "draws 2 2"]) -> Float[np.ndarray, " draws"]:
@@ -381,11 +379,7 @@ def _estimate(values: Float[np.ndarray, " draws"]) -> dict[str, float]:
     return {"value": float(values[0]), "low": float(low), "high": float(high)}
 
 
-def _each(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    return (one for batch in batches for one in batch)
-
-
-def _written(file: epath.Path, shape: tuple[int, ...]) -> Iterator[Float[np.ndarray, "h w"]]:
+def _kept(file: epath.Path, shape: tuple[int, ...]) -> Iterator[Float[np.ndarray, "h w"]]:
     """The maps of a file, one after the other, without mapping it into memory."""
     with Path(file).open("rb") as stream:
         np.lib.format.read_magic(stream)
