@@ -77,7 +77,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
     """A NIfTI file and a DICOM series of the patient."""
-    save_nifti(tmp_path / "in" / "JaneRoe.nii.gz", scan(90, (14, 4, 12)), AFFINE)
+    voxels = scan(90, (14, 4, 12))
+    voxels[0, 0, 0] = 500  # beyond the window
+    save_nifti(tmp_path / "in" / "JaneRoe.nii.gz", voxels, AFFINE)
     for number in range(3):
         save_dicom(tmp_path / "in" / "series" / f"{number}", np.int16(scan(91 + number, (14, 12))), 2.0 * number)
     return tmp_path / "in"
