@@ -247,6 +247,8 @@ def test_near_an_image_a_conditional_run_needs_its_label_and_another_has_none(pi
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
     assert cli.main(["sample", str(pictures.directory), f"--near={tmp_path / 'a.png'}", "--label=1"]) == 1
     assert "the run is not conditional" in capsys.readouterr().err
+    assert cli.main(["sample", str(pictures.directory), f"--near={tmp_path / 'a.png'}", "--format=dicom"]) == 1
+    assert "Leave out --sampler and --format" in capsys.readouterr().err
     data = {"name": "medmnist", "path": pictures.config.data.path}
     told = create(tmp_path, data, model=MLP | {"conditional": True})
     command = ["sample", str(told.directory), f"--near={tmp_path / 'a.png'}", "--temperature=0", f"--output={tmp_path / 'out'}"]

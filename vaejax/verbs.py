@@ -7,7 +7,7 @@ from typing import Any
 
 from vaejax import config as configuration
 from vaejax import config_file
-from vaejax.errors import TrainingError, VaejaxError
+from vaejax.errors import DataError, TrainingError, VaejaxError
 from vaejax.interruption import on_sigterm
 
 
@@ -199,6 +199,8 @@ def sample(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     run, output = _open(arguments)
     how = (arguments.seed, arguments.temperature, arguments.label)
     if arguments.near:
+        if (arguments.sampler, arguments.format) != ("prior", "png"):
+            raise DataError("--near: images near one are of its posterior, and as it is. Leave out --sampler and --format.")
         near = (arguments.near, arguments.n or 4, *how, arguments.identify)
         return _written_studies(derived.sample(run, output, arguments.best, *near), output, "samples.png, samples.npz")
     gallery.sample(run, output, arguments.best, arguments.n or 100, *how, arguments.sampler, arguments.format)
