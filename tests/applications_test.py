@@ -11,6 +11,7 @@ from scipy import stats
 from vaejax import models
 from vaejax.applications import generation, reconstruction
 from vaejax.config import ModelConfig
+from vaejax.errors import FamilyError
 from vaejax.keys import of_examples
 
 SHAPE = (5, 4, 1)
@@ -71,6 +72,26 @@ def test_an_interpolation_goes_straight_from_one_reconstruction_to_the_other():
     near(path[:, -1], reconstruction.reconstruct(model, params, second))
     quarter = 0.75 * reconstruction.encode(model, params, first) + 0.25 * reconstruction.encode(model, params, second)
     near(path[:, 1], model.decode(params, quarter).mean())
+
+
+def test_draws_near_an_image_are_of_its_posterior_spread_by_the_temperature():
+    model, params = built()
+    keys = of_examples(jax.random.key(7), jnp.arange(2))
+    found = model.infer(params, images(2), keys, 5)
+    for temperature in (0.0, 1.0, 2.0):
+        latents = found.mean[jnp.newaxis] + temperature * (found.latents - found.mean[jnp.newaxis])
+        near(generation.near(model, params, images(2), keys, 5, temperature), model.decode(params, latents).mean())
+    rebuilt = reconstruction.reconstruct(model, params, images(2))
+    near(generation.near(model, params, images(2), keys, 3, 0.0), np.stack([rebuilt] * 3))
+    near(generation.near(model, params, images(2), keys, 7)[:5], generation.near(model, params, images(2), keys, 5))
+
+
+def test_near_codes_there_is_nothing_and_a_line_has_two_ends():
+    codes = models.build(ModelConfig(family="vq", network="cnn", features=(4,)), SHAPE)
+    with pytest.raises(FamilyError, match="nothing near it"):
+        generation.near(codes, {}, images(), of_examples(jax.random.key(0), jnp.arange(4)), 2)
+    with pytest.raises(ValueError, match="at least 2"):
+        reconstruction.interpolate(*built(), images(), images(), 1)
 
 
 # --- samples in parts, and from elsewhere than the prior

@@ -71,6 +71,40 @@ def test_flags_of_many_images_after_one_calibration_are_beta_binomial():
     assert abs(inside - mass) < 4 * math.sqrt(mass * (1 - mass) / len(counts))
 
 
+def of_patients(random: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of 1 to 8 images of each of n patients, who differ more than their images, and whose each is."""
+    patients = np.repeat(np.arange(n), random.integers(1, 9, n))
+    return random.normal(size=n)[patients] + 0.5 * random.normal(size=len(patients)), patients
+
+
+def test_a_group_has_the_score_of_its_strangest_image():
+    scores, groups = np.array([0.5, 2.0, -1.0, 3.0, -7.0]), np.array([4, 9, 4, 9, -2])
+    np.testing.assert_array_equal(calibration.of_groups(scores, groups), [-7.0, 0.5, 3.0])
+
+
+def test_a_new_normal_patient_is_flagged_as_often_as_promised_whatever_binds_its_images():
+    n, m, alpha, random = 40, 30, 0.1, np.random.default_rng(2)
+    counts, by_image = [], []
+    for _ in range(2_000):
+        normal, new = of_patients(random, n), of_patients(random, m)
+        limit = calibration.threshold(calibration.of_groups(*normal), alpha)
+        counts.append(int((calibration.of_groups(*new) > limit).sum()))
+        flags = int((new[0] > calibration.threshold(normal[0], alpha)).sum())
+        low, high = calibration.expected_flags(len(normal[0]), len(new[0]), alpha)
+        by_image.append(low <= flags <= high)
+    low, high = calibration.expected_flags(n, m, alpha)
+    k = 4
+    assert abs(np.mean(counts) / m - k / (n + 1)) < 4 * stats.betabinom(m, k, n + 1 - k).std() / m / math.sqrt(len(counts))
+    mass = stats.betabinom(m, k, n + 1 - k).pmf(np.arange(low, high + 1)).sum()
+    assert abs(np.mean([low <= count <= high for count in counts]) - mass) < 4 * math.sqrt(mass * (1 - mass) / len(counts))
+    assert np.mean(by_image) < 0.9  # as if images of a patient were independent
+
+
+def test_too_few_patients_are_called_patients():
+    with pytest.raises(DataError, match=r"at least 19 calibration patients .* found 18"):
+        calibration.require(18, 0.05, "patients")
+
+
 # --- intervals
 
 

@@ -143,7 +143,9 @@ def test_another_configuration_of_a_run_is_refused(tmp_path, capsys):
         (["sample", "run", "--temperature=nan"], "expected 0 <= value <= 1000, found 'nan'"),
         (["reconstruct", "run", "--seed=-1"], "expected 0 <= value <= 2147483647, found '-1'"),
         (["reconstruct", "run", "--n=0"], "expected 1 <= value <= 1000000000, found '0'"),
-        (["interpolate", "run", "--steps=0"], "expected 1 <= value <= 1000000000, found '0'"),
+        (["interpolate", "run", "--steps=1"], "expected 2 <= value <= 10000, found '1'"),
+        (["explain", "run", "--from=a", "--to=b", "--steps=1"], "expected 2 <= value <= 10000, found '1'"),
+        (["interpolate", "run", "--input", "one.png"], "--input: expected 2 arguments"),
         (["sample", "run", "--sampler=both"], "invalid choice: 'both'"),
         (["frechet"], "RUN"),
         (["frechet", "run", "--n=0"], "expected 1 <= value <= 1000000000, found '0'"),
@@ -194,13 +196,13 @@ def opened(monkeypatch) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "output", "given"),
     [
-        (["sample", "run"], "run/gallery", (False, 100, 0, 1.0, None, "prior")),
+        (["sample", "run"], "run/gallery", (False, 100, 0, 1.0, None, "prior", "png")),
         (
             ["sample", "run", "--best", "--n=3", "--seed=2", "--temperature=0.5", "--label=7", "--output=out"],
             "out",
-            (True, 3, 2, 0.5, "7", "prior"),
+            (True, 3, 2, 0.5, "7", "prior", "png"),
         ),
-        (["sample", "run", "--sampler=mixture"], "run/gallery", (False, 100, 0, 1.0, None, "mixture")),
+        (["sample", "run", "--sampler=mixture"], "run/gallery", (False, 100, 0, 1.0, None, "mixture", "png")),
         (["reconstruct", "run"], "run/gallery", (False, "test", 10, 0)),
         (["reconstruct", "run", "--best", "--split=val", "--n=3", "--seed=2", "--output=out"], "out", (True, "val", 3, 2)),
         (["interpolate", "run"], "run/gallery", (False, "test", 10, 0, 10)),

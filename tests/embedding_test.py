@@ -13,7 +13,7 @@ from etils import epath
 from pyarrow import parquet
 from sklearn.linear_model import LogisticRegression
 
-from vaejax import checkpoints, cli, experiment, gallery, latents, models, runs, training
+from vaejax import checkpoints, cli, experiment, gallery, latents, models, report, runs, training
 from vaejax.applications import embedding, probes, reconstruction
 from vaejax.applications.probes import Labelled
 from vaejax.config import ModelConfig, from_dict
@@ -176,6 +176,14 @@ def test_measures_are_those_of_their_definitions_and_intervals_hold_them():
         assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
 
 
+def test_of_one_label_alone_there_is_no_area_and_why_is_said():
+    probe = probes.Probe(lambda rows: np.tile([0.3, 0.7], (len(rows), 1)), 1.0)
+    found = probes.measure(probe, Labelled(np.zeros((4, 1)), np.ones(4, int), np.arange(4)))
+    assert (found["auc"], found["undefined"]) == (None, {"auc": "the test images are all of one label"})
+    assert found["accuracy"]["value"] == 1.0
+    assert "NaN" not in json.dumps(found)
+
+
 def test_patients_are_drawn_whole(monkeypatch):
     """Ten copies of each image tell no more than one: the interval stays as wide."""
     monkeypatch.setattr(probes, "DRAWS", 300)
@@ -233,10 +241,14 @@ def test_rows_of_a_split_are_in_order_whatever_the_batches(tmp_path):
 @pytest.mark.parametrize("name", latents.PLANES)
 def test_a_plane_has_two_numbers_a_row(name):
     rows = np.float32(np.random.default_rng(0).normal(size=(40, 6)))
-    assert latents.plane(rows, name).shape == (40, 2)
-    assert np.isfinite(latents.plane(rows, name)).all()
-    assert latents.plane(rows[:1], name).shape == (1, 2)
-    assert latents.plane(rows[:, :1], name).shape == (40, 2)
+    found = latents.plane(rows, name)
+    assert found.points.shape == (40, 2)
+    assert np.isfinite(found.points).all()
+    assert ("direction" in found.axes[0]) == (name == "pca")  # the axes of t-SNE are none
+    assert latents.plane(rows[:1], name).points.shape == (1, 2)
+    assert latents.plane(rows[:, :1], name).points.shape == (40, 2)
+    (axes,) = report.latent_map(found, None, None).axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == found.axes
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -17,7 +17,7 @@ ORDER = (
     "networks", "models", "objectives", "optimizers", "metrics", "calibration", "resampling", "training",
     "progress", "tally", "inspection", "suggestion", "checkpoints", "runs", "journal", "interruption", "privacy", "transfer",
     "experiment", "applications", "evaluation", "screening", "samplers", "latents", "segmentation",
-    "classifier", "frechet", "report", "inspection_report", "gallery", "verbs", "startup", "cli",
+    "classifier", "frechet", "report", "inspection_report", "gallery", "derived", "verbs", "startup", "cli",
 )  # fmt: skip
 """A room imports only rooms that stand before it."""
 

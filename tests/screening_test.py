@@ -11,8 +11,21 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
+from sklearn.decomposition import PCA
 
-from vaejax import calibration, checkpoints, cli, datasets, evaluation, report, runs, screening, training
+from vaejax import (
+    calibration,
+    checkpoints,
+    cli,
+    datasets,
+    evaluation,
+    experiment,
+    report,
+    resampling,
+    runs,
+    screening,
+    training,
+)
 from vaejax.config import from_dict
 from vaejax.datasets.source import Examples
 from vaejax.datasets.splits import of_normals, set_apart
@@ -217,7 +230,8 @@ def with_columns(run: Run, **columns: np.ndarray) -> Run:
     def read(index: np.ndarray) -> dict[str, np.ndarray]:
         return split.read(index) | {name: column[index] for name, column in columns.items()}
 
-    splits = run.data.splits | {"test": split._replace(read=read)}
+    known = {name: column for name, column in columns.items() if name != "segmentation"}
+    splits = run.data.splits | {"test": split._replace(read=read, columns=split.columns | known)}
     return run._replace(data=run.data._replace(splits=splits))
 
 
@@ -228,11 +242,65 @@ def test_pixels_are_compared_with_masks(tmp_path):
     result = screening.screen(with_columns(run, segmentation=masks))
     maps = np.load(run.directory / "anomaly_maps.npy")
     expected = sklearn_metrics.average_precision_score(masks.ravel(), maps.ravel())
-    assert result["pixels"]["average_precision"]["value"] == pytest.approx(expected)
+    assert result["pixels"]["average_precision"]["value"] == pytest.approx(expected, abs=1e-3)
+
+    def precision(rows: np.ndarray) -> float:
+        return sklearn_metrics.average_precision_score(masks[rows].ravel(), maps[rows].ravel())
+
+    low, high = resampling.interval(precision, -np.arange(60), 20)
+    assert result["pixels"]["average_precision"]["low"] == pytest.approx(low, abs=2e-3)
+    assert result["pixels"]["average_precision"]["high"] == pytest.approx(high, abs=2e-3)
     over = maps > result["calibration"]["pixel_threshold"]
     assert result["pixels"]["dice"]["value"] == pytest.approx(2 * (over & (masks > 0)).sum() / (over.sum() + masks.sum()))
     with pytest.raises(DataError, match="no masks"):
         screening.screen(run)
+
+
+def by_patient(run: Run, images: int = 2) -> Run:
+    """The run, of whose calibration and test images so many in a row are a patient's."""
+    splits = {
+        name: split._replace(columns=split.columns | {"patient": np.arange(split.n, dtype=np.int32) // images})
+        for name, split in run.data.splits.items()
+    }
+    return run._replace(data=run.data._replace(splits=splits))
+
+
+def test_where_patients_are_known_they_are_calibrated_flagged_and_counted(run, capsys, monkeypatch):
+    alone, found = screening.screen(run, alpha=0.2), screening.screen(by_patient(run), alpha=0.2)
+    scores = np.array([float(row["likelihood"]) for row in rows(run)])
+    truth = (np.arange(60) % 3 == 2).reshape(30, 2).any(axis=1)
+    flagged = (scores > found["calibration"]["threshold"]).reshape(30, 2).any(axis=1)
+    assert (alone["by"], alone["calibration"]["n"]) == ("image", 24)
+    assert (found["by"], found["calibration"]["n"]) == ("patient", 12)
+    normal = screening.of_normal(by_patient(run), experiment.restore(run).params, 0.2)
+    each = screening.of_normal(run, experiment.restore(run).params, 0.2).scores[::-1]  # of images alone, from the last on
+    np.testing.assert_allclose(normal.scores, each.reshape(12, 2).max(axis=1))
+    low, high = calibration.expected_flags(12, int((~truth).sum()), 0.2)
+    expected = {"flagged": int(flagged[~truth].sum()), "n": int((~truth).sum()), "expected": (low, high)}
+    assert found["flagged"]["normal"] == expected
+    assert found["flagged"]["anomalous"] == {"flagged": int(flagged[truth].sum()), "n": int(truth.sum())}
+    chances = [float(row["p_value"]) for row in rows(run)]
+    np.testing.assert_allclose(chances, calibration.p_values(normal.scores, scores), rtol=1e-4)
+    with pytest.raises(DataError, match=r"at least 19 calibration patients .* found 12"):
+        screening.screen(by_patient(run))
+    monkeypatch.setattr(runs, "load", lambda directory: by_patient(run))
+    assert cli.main(["anomaly", str(run.directory), "--alpha=0.2"]) == 0
+    said = capsys.readouterr().out
+    assert f"flagged, normal: {expected['flagged']} of {expected['n']} patients; promised: 0.2, so [{low}, {high}]" in said
+
+
+def test_principal_components_are_a_reference_beside_the_scores(run):
+    found = screening.screen(run)
+    train, test = (
+        np.float32(run.data.splits[name].read(np.arange(n))["image"]) / 255 for name, n in (("train", 36), ("test", 60))
+    )
+    pca = PCA(2, svd_solver="full").fit(train.reshape(36, -1))
+    flat = test.reshape(60, -1)
+    errors = ((flat - np.clip(pca.inverse_transform(pca.transform(flat)), 0, 1)) ** 2).mean(axis=1)
+    np.testing.assert_allclose([float(row["pca"]) for row in rows(run)], errors, rtol=1e-3)
+    truth = np.arange(60) % 3 == 2
+    assert found["reference"]["pca"]["auroc"]["value"] == pytest.approx(sklearn_metrics.roc_auc_score(truth, errors))
+    assert "pca" not in found["ranking"]
 
 
 def test_intervals_are_by_patient_where_patients_are_known(run, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from volumes_test import save_dicom, save_nifti
 
 from vaejax import cli, datasets, experiment, gallery, models, networks, runs, segmentation
 from vaejax.applications.segmentation import dice, hausdorff95
@@ -90,6 +91,41 @@ def test_volumes_are_the_slices_of_a_number_in_their_order():
     assert (found["classes"]["1"]["hausdorff95"]["n"], found["classes"]["1"]["unmatched"]) == (1, 1)
     assert found["classes"]["2"]["dice"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 1, "unit": "1"}
     assert found["mean"]["dice"]["mean"] == pytest.approx((0.8 + (0.0 + 1.0) / 2) / 2)
+
+
+def test_distances_are_in_mm_where_the_spacing_of_all_volumes_is_known():
+    true, guess = np.zeros((2, 6, 20, 20), int)
+    true[1:3, 5:9, 5:9], guess[2:4, 5:9, 5:9] = 1, 1  # a slice further on
+    numbers, spacing = np.array([0, 0, 0, 0, 1, 1]), np.float32([[4.0, 0.5, 0.25]] * 6)
+    found = segmentation.measure(segmentation.Masks(true, guess, numbers, spacing), 2)
+    assert found["classes"]["1"]["hausdorff95"]["mean"] == 4.0
+    assert found["classes"]["1"]["hausdorff95"]["unit"] == "mm"
+    spacing[5, 0] = np.nan  # of the other volume, between its slices
+    found = segmentation.measure(segmentation.Masks(true, guess, numbers, spacing), 2)
+    assert (found["classes"]["1"]["hausdorff95"]["mean"], found["classes"]["1"]["hausdorff95"]["unit"]) == (1.0, "pixels")
+    alone = segmentation.measure(
+        segmentation.Masks(true[:3], guess[:3], np.arange(3), np.float32([[np.nan, 0.5, 0.25]] * 3)), 2
+    )
+    assert alone["classes"]["1"]["hausdorff95"]["unit"] == "mm"  # what is between slices is of no matter
+
+
+def test_a_patient_has_several_volumes_and_their_spacing_is_that_of_the_images(tmp_path):
+    """Two series of one patient, 0.5 mm a pixel and 2.5 mm a slice, of which every second pixel is kept."""
+    for series in ("a", "b"):
+        for number in range(4):
+            header = {"SeriesInstanceUID": f"1.2.{ord(series)}", "PatientID": "Doe", "PixelSpacing": [0.5, 1.0]}
+            header |= {"ImagePositionPatient": [0, 0, 2.5 * number], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+            save_dicom(tmp_path / "in" / f"{series}{number}.dcm", np.full((16, 12), 9 * number, np.int16), **header)
+    for number in range(2):
+        save_nifti(tmp_path / "in" / f"{number}.nii", np.zeros((12, 16, 3)), np.diag([0.5, 1.0, 3.0, 1.0]))
+    values = {"name": "volumes", "path": str(tmp_path / "in"), "image_size": (8, 6), "validation_fraction": 0.3}
+    data = datasets.load(from_dict({"data": values}).data, tmp_path / "cache")
+    series = next(split for split in data.splits.values() if split.n == 8).columns  # the patient is in one split
+    assert len(np.unique(series["patient"])) == 1
+    assert np.unique(series["volume"], return_counts=True)[1].tolist() == [4, 4]
+    np.testing.assert_allclose(series["spacing"], [[2.5, 1.0, 2.0]] * 8)
+    other = next(split for split in data.splits.values() if split.n == 3).columns
+    np.testing.assert_allclose(other["spacing"], [[3.0, 2.0, 1.0]] * 3)
 
 
 def test_an_image_alone_has_an_outline():
@@ -225,7 +261,7 @@ def test_a_segmenter_learns_what_is_drawn(tmp_path, images, capsys):
         assert (arrays["guess"] == arrays["segmentation"]).mean() > 0.99
     assert (tmp_path / "out" / "segmentations.png").exists()
     assert cli.main(["segment", str(tmp_path / "run"), "--split=val", "--n=2"]) == 0
-    assert "mean of the classes, 3 volumes: dice " in capsys.readouterr().out
+    assert "mean of the classes, 3 patients: dice " in capsys.readouterr().out
 
 
 def test_the_encoder_is_taken_over_and_may_stay(tmp_path, images):

@@ -447,14 +447,15 @@ def test_results_do_not_depend_on_the_batch(tmp_path):
     save_nifti(tmp_path / "a.nii", np.random.default_rng(0).normal(size=(5, 5, 7)))
     seen = []
 
-    def compute(images: np.ndarray, index: np.ndarray) -> np.ndarray:
-        seen.append(len(images))
-        return images[..., 0] + index[:, None, None]
+    def compute(study: Study, index: np.ndarray) -> dict[str, np.ndarray]:
+        seen.append(len(index))
+        return {"map": study.images[index, ..., 0] + index[:, None, None], "number": index}
 
     whole, parts = (
         next(studies.results(studies.read(tmp_path, DataConfig(), data(5, 5)), compute, size))[1] for size in (7, 3)
     )
-    np.testing.assert_array_equal(whole, parts)
+    np.testing.assert_array_equal(whole["map"], parts["map"])
+    assert whole["number"].tolist() == parts["number"].tolist() == list(range(7))
     assert set(seen) == {7, 3}
 
 

@@ -53,7 +53,7 @@ def found(folder: Path) -> list[stacks.Volume]:
 
 
 def slices(volume: stacks.Volume, **fields) -> np.ndarray:
-    images, _ = volumes._slices(volume, None, DataConfig(**fields), None)
+    images, *_ = volumes._slices(volume, None, DataConfig(**fields), None)
     return images
 
 

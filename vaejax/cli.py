@@ -159,16 +159,30 @@ def _add_evaluation(to: Any) -> None:
     anomaly = _run_verb(
         to,
         verbs.anomaly,
-        "vaejax anomaly runs/hand --best --alpha=0.01",
+        "vaejax anomaly runs/hand --best --alpha=0.01 --input=scans --output=results",
     )
     _of_split(anomaly)
     anomaly.add_argument("--alpha", type=_share, help="promised share of false alarms; default: as configured")
+    _of_files(anomaly, "maps and p-values of theirs")
+    anomaly.add_argument("--output", metavar="DIR", help="with --input: where the files go; default: in the run directory")
     _run_verb(to, verbs.report, "vaejax report runs/quickstart --best")
 
 
 def _add_generation(to: Any) -> None:
-    sample = _run_verb(to, verbs.sample, "vaejax sample runs/quickstart --n=100 --seed=1")
-    sample.add_argument("--n", type=_positive, default=100, help="images; default: %(default)s")
+    sample = _run_verb(to, verbs.sample, "vaejax sample runs/quickstart --near=scan.nii.gz --n=4 --temperature=2")
+    sample.add_argument("--n", type=_positive, help="images; default: 100, or 4 near an image")
+    sample.add_argument(
+        "--near",
+        metavar="PATH",
+        help="a file, or a folder of such: images near theirs, from their posterior, in their own geometry",
+    )
+    sample.add_argument(
+        "--format",
+        choices=("png", "nifti", "dicom"),
+        default="png",
+        help="what the images are written as, beside a PNG grid and an NPZ; near an image, as it is; default: %(default)s",
+    )
+    _identifying(sample)
     sample.add_argument(
         "--temperature",
         type=_temperature,
@@ -193,28 +207,28 @@ def _add_reconstruction(to: Any) -> None:
         verbs.reconstruct,
         "vaejax reconstruct runs/quickstart --split=val",
     )
-    reconstruct.add_argument(
-        "--input",
-        metavar="PATH",
-        help="a PNG, JPEG, TIFF, NPY or NIfTI file, or a folder with such or DICOM series: their reconstructions, in their own "
-        "geometry, instead of those of a split",
-    )
-    reconstruct.add_argument(
-        "--identify", action="store_true", help="DICOM results keep the patient and study of their source; default: nameless"
-    )
+    _of_files(reconstruct, "their reconstructions")
     interpolate = _run_verb(to, verbs.interpolate, "vaejax interpolate runs/quickstart --n=8 --steps=12")
-    interpolate.add_argument("--steps", type=_positive, default=10, help="images on a line; default: %(default)s")
+    interpolate.add_argument("--steps", type=_at_least_two, default=10, help="images on a line; default: %(default)s")
+    interpolate.add_argument(
+        "--input",
+        metavar=("FIRST", "SECOND"),
+        nargs=2,
+        help="two files (or folders, each of a DICOM series): the line between them, of volumes between their middle slices",
+    )
     inpaint = _run_verb(
         to,
         verbs.inpaint,
-        "vaejax inpaint runs/quickstart --mask=square:12 --n=5",
+        "vaejax inpaint runs/quickstart --mask=square:12 --n=5 --draws=4",
     )
     inpaint.add_argument(
         "--mask",
         default="lower-half",
-        help="missing pixels: lower-half, square:SIDE in the middle, or a PNG, white where they are; default: %(default)s",
+        help="missing pixels: lower-half, square:SIDE in the middle, or a PNG, white where they are; with --input, a file like "
+        "that one, not 0 where they are; default: %(default)s",
     )
-    inpaint.add_argument("--draws", type=_several_draws, default=8, help="of each image, at least 2; default: %(default)s")
+    _of_files(inpaint, "their images completed, and how uncertain,")
+    inpaint.add_argument("--draws", type=_at_least_two, default=8, help="of each image, at least 2; default: %(default)s")
     for verb in (reconstruct, interpolate, inpaint):
         verb.add_argument("--n", type=_positive, default=10, help="images, or lines; default: %(default)s")
         _of_split(verb)
@@ -228,6 +242,7 @@ def _add_understanding(to: Any) -> None:
         verbs.embed,
         "vaejax embed runs/mednist --split=test --map=tsne",
     )
+    embed.add_argument("--input", metavar="PATH", help=f"{_PATH}: their table instead of that of a split")
     embed.add_argument("--map", choices=("pca", "tsne"), default="pca", help="how it is laid out; default: %(default)s")
     explain = _run_verb(
         to,
@@ -237,7 +252,8 @@ def _add_understanding(to: Any) -> None:
     explain.add_argument("--from", dest="first", required=True, metavar="LABEL", help="the label of the images")
     explain.add_argument("--to", dest="second", required=True, metavar="LABEL", help="the label that they are moved towards")
     explain.add_argument("--n", type=_positive, default=5, help="images; default: %(default)s")
-    explain.add_argument("--steps", type=_positive, default=6, help="images on a walk; default: %(default)s")
+    _of_files(explain, "their images moved, and what changes,")
+    explain.add_argument("--steps", type=_at_least_two, default=6, help="images on a walk; default: %(default)s")
     for verb in (embed, explain):
         _of_split(verb)
         _writing(verb)
@@ -250,12 +266,28 @@ def _add_masks(to: Any) -> None:
         "vaejax segment runs/hippocampus_segmentation --best",
     )
     segment.add_argument("--n", type=_positive, default=10, help="images in the picture; default: %(default)s")
+    _of_files(segment, "their masks")
     _of_split(segment)
     _writing(segment)
 
 
 def _of_split(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
+
+
+_PATH = "a PNG, JPEG or NIfTI file, or a folder with such or DICOM series"
+
+
+def _of_files(verb: argparse.ArgumentParser, what: str) -> None:
+    """For verbs that take files from anywhere."""
+    verb.add_argument("--input", metavar="PATH", help=f"{_PATH}: {what} in their own geometry, instead of those of a split")
+    _identifying(verb)
+
+
+def _identifying(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--identify", action="store_true", help="DICOM results keep the patient and study of their source; default: nameless"
+    )
 
 
 def _writing(verb: argparse.ArgumentParser) -> None:
@@ -303,8 +335,8 @@ def _positive(text: str) -> int:
     return int(_ranged(text, int, 1, 1_000_000_000))
 
 
-def _several_draws(text: str) -> int:
-    """A count of which the spread is wanted."""
+def _at_least_two(text: str) -> int:
+    """A count of draws that are to differ, or of steps that are to move."""
     return int(_ranged(text, int, 2, 10_000))
 
 

@@ -197,22 +197,34 @@ def _errors(images: Float[Array, "b ..."], others: Float[Array, "b ..."]) -> dic
     return values | {"ssim": metrics.ssim(images, others)} if metrics.has_ssim(images.shape[1:]) else values
 
 
+def training_rows(run: Run, draw: int) -> Float[np.ndarray, "n d"]:
+    """The training images as rows, or `PCA_NUMBERS` of their pixels, evenly spaced images; `draw` as for `evaluate`."""
+    most = max(PCA_NUMBERS // math.prod(run.model.image_shape), 1)
+    stride = -(-run.data.splits["train"].n // most)
+    return np.concatenate([images.reshape(len(images), -1) for images in _images(run, "train", draw, stride)])
+
+
+def floor(train: Float[np.ndarray, "n d"], latents: int) -> Callable[[Float[np.ndarray, "b ..."]], Float[np.ndarray, "b ..."]]:
+    """The linear floor: images from as many principal components of the training images as there are latents, in [0, 1]."""
+    pca = PCA(min(latents, *train.shape), svd_solver="auto", random_state=0).fit(train)
+
+    def restored(images: Float[np.ndarray, "b ..."]) -> Float[np.ndarray, "b ..."]:
+        flat = images.reshape(len(images), -1)
+        return np.clip(pca.inverse_transform(pca.transform(flat)), 0.0, 1.0).astype(np.float32).reshape(images.shape)
+
+    return restored
+
+
 def _pca(run: Run, latents: int, split: str, draw: int) -> dict[str, Any]:
-    """The linear floor: as many principal components of the training images as there are latents, clipped to [0, 1].
+    """What the `floor` is worth.
 
     Where images are of grey levels, the bits/dim are those of probabilistic PCA.
     """
-    shape = run.model.image_shape
-    most = max(PCA_NUMBERS // math.prod(shape), 1)
-    stride = -(-run.data.splits["train"].n // most)
-    train = np.concatenate([images.reshape(len(images), -1) for images in _images(run, "train", draw, stride)])
-    pca = PCA(min(latents, *train.shape), svd_solver="auto", random_state=0).fit(train)
-    errors = jax.jit(_errors)
+    train, errors = training_rows(run, draw), jax.jit(_errors)
+    restored = floor(train, latents)
     collected: dict[str, list[np.ndarray]] = {}
     for images in _images(run, split, draw):
-        flat = images.reshape(len(images), -1)
-        restored = np.clip(pca.inverse_transform(pca.transform(flat)), 0.0, 1.0).astype(np.float32)
-        for name, value in errors(images, restored.reshape(images.shape)).items():
+        for name, value in errors(images, restored(images)).items():
             collected.setdefault(name, []).append(np.asarray(value))
     levels = experiment.grid(run)
     if levels and len(train) > latents + 2:  # else nothing would be left for the noise

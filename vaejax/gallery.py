@@ -2,23 +2,45 @@
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 
-from vaejax import experiment, latents, report, runs, samplers, segmentation, storage, studies
-from vaejax.applications import embedding, inpainting, reconstruction
+from vaejax import experiment, latents, report, runs, samplers, segmentation, storage
+from vaejax.applications import embedding, inpainting
 from vaejax.datasets import image as files
+from vaejax.datasets import stacks
+from vaejax.datasets.source import NOTICE
 from vaejax.errors import DataError, FamilyError
 from vaejax.models import Latents, Params
 from vaejax.runs import Run
 
 COLUMNS = 10
 """Images in a row of a grid of samples."""
+
+
+class Walks(NamedTuple):
+    """Images moved towards another label."""
+
+    images: Float32[np.ndarray, "n h w c"]
+    walk: Float32[np.ndarray, "n steps h w c"]
+    """From the reconstruction on."""
+    amounts: Float32[np.ndarray, " steps"]
+    probability: Float[np.ndarray, "n steps"]
+    """Of the second of the two labels, by the linear probe."""
+
+    def shown(self, known: dict[str, np.ndarray]) -> tuple[Float[np.ndarray, "r c h w 3"], dict[str, np.ndarray]]:
+        """The picture, two rows an image: itself and its walk, and below what changes; and the arrays, with what is known."""
+        changes = self.walk - self.walk[:, :1]
+        above = np.concatenate([self.images[:, np.newaxis], self.walk], axis=1)
+        below = np.concatenate([np.zeros_like(self.images)[:, np.newaxis], changes], axis=1)
+        rows = np.stack([report.rgb(above), report.differences(below, float(np.abs(changes).max()))], axis=1)
+        arrays = {"images": self.images, "walk": self.walk, "differences": changes, "amounts": self.amounts}
+        return rows.reshape(-1, *rows.shape[2:]), arrays | {"probability": self.probability} | known
 
 
 def sample(
@@ -30,10 +52,15 @@ def sample(
     temperature: float,
     label: str | None = None,
     sampler: str = "prior",
+    form: str = "png",
 ) -> None:
     """Writes samples.png and samples.npz (`images` [n, h, w, c]): expected images of draws from the prior, or a mixture.
 
     Of a conditional model, all have the label asked for, or each the next one; `label` [n] is then in the file too.
+    With "nifti", also samples.nii.gz, a slice each, 1 mm a pixel; with "dicom", a series in the folder samples.
+
+    Raises:
+        DataError: no such label, or NIfTI of images in colour.
     """
     trained, labels = experiment.restore(run, best), _labels(run, label, n)
     drawing = samplers.build(run, trained.params, sampler)
@@ -42,6 +69,25 @@ def sample(
     rows = np.concatenate([images, white]).reshape(-1, COLUMNS, *images.shape[1:])
     arrays = {"images": images} if labels is None else {"images": images, "label": labels}
     report.save(output, "samples", rows if n > COLUMNS else images[np.newaxis], arrays)
+    if form != "png":
+        _write_made(output, report.shown(images), form)
+
+
+def _write_made(output: epath.Path, images: Float32[np.ndarray, "n h w ch"], form: str) -> None:
+    """Images that have no source, in a format that viewers of medical images open."""
+    stacks.require_libraries(f"--format={form}")
+    from vaejax.datasets import nifti, series
+
+    grey, folder = images.shape[-1] <= 2, Path(output)
+    if form == "dicom":
+        series.save_made(
+            folder / "samples", images[..., 0] if grey else np.rint(255 * images[..., :3]).astype(np.uint8), "sample"
+        )
+        return
+    if not grey:
+        raise DataError("--format=nifti: the images are in colour, which viewers of NIfTI do not expect. Choose dicom, or png.")
+    voxels = np.moveaxis(images[..., 0].swapaxes(1, 2)[:, ::-1, ::-1], 0, 2)  # as `volumes` cuts axial slices
+    nifti.save(folder / "samples.nii.gz", voxels, np.eye(4), note=f"sample: {NOTICE}")
 
 
 def reconstruct(run: Run, output: epath.Path, best: bool, split: str, n: int, seed: int) -> None:
@@ -50,51 +96,6 @@ def reconstruct(run: Run, output: epath.Path, best: bool, split: str, n: int, se
     images, restored = np.asarray(batch["image"]), report.draw_reconstructions(run.model, trained.params, batch)
     arrays = {"images": images, "reconstructions": restored, "index": np.asarray(batch["index"])}
     report.save(output, "reconstructions", report.pairs(images, restored), arrays)
-
-
-def reconstruct_studies(run: Run, output: epath.Path, best: bool, path: str, identify: bool) -> list[str]:
-    """Writes the reconstruction of every study in a file or folder, in its own geometry and units; see `write_studies`."""
-    if run.model.classes is not None:
-        raise DataError(f"--input={path}: the run is conditional, and nobody knows the labels. Take one that is not.")
-    params = experiment.restore(run, best).params
-    decoded = jax.jit(lambda images: reconstruction.reconstruct(run.model, params, images))
-
-    def compute(images: Float32[np.ndarray, "b h w c"], index: Int[np.ndarray, " b"]) -> jax.Array:
-        return decoded(experiment.outside(run, images, index)["image"])
-
-    return write_studies(run, output, path, "reconstruction", compute, identify, units=True)
-
-
-def write_studies(
-    run: Run, output: epath.Path, path: str, name: str, compute: studies.Compute, identify: bool, units: bool = False
-) -> list[str]:
-    """Writes what `compute` makes of every study in a file or folder, in its own geometry, and studies.json.
-
-    Args:
-        run: whose images those of the studies are made like.
-        output: the folder, made where it is absent.
-        path: the file or folder.
-        name: what is written, such as "reconstruction".
-        compute: of the images of a batch.
-        identify: whether DICOM results keep the patient and study of their source.
-        units: whether the result is of [0, 1], and is to be in the units of the source.
-
-    Returns:
-        the ids of the studies, of which studies.json says where they lay.
-    """
-    for what, place in (("--input", path), ("the folder of results", output)):
-        storage.require_disk(what, place, "studies and the list of their names lie on a disk")
-    folder, written = Path(output), dict[str, list[str]]()
-    opened = studies.read(Path(path), run.config.data, run.data)
-    try:
-        for study, values in studies.results(opened, compute, run.config.evaluation.batch_size):
-            placed = study.back(values)
-            study.save(folder, study.units(placed) if units else placed, name, identify)
-            written.setdefault(study.id, []).extend(study.paths)
-    finally:
-        if written:  # those before one that cannot be read, too
-            studies.write_index(folder, written)
-    return list(written)
 
 
 def interpolate(run: Run, output: epath.Path, best: bool, split: str, n: int, seed: int, steps: int) -> None:
@@ -114,7 +115,7 @@ def embed(run: Run, output: epath.Path, best: bool, split: str, plane: str) -> d
     """
     trained, names = experiment.restore(run, best), run.data.label_names
     seen = latents.of_split(run, trained.params, split)
-    _write_table(output, seen, embedding.names(run.model, trained.params), names)
+    write_table(output, _known(seen, names), embedding.names(run.model, trained.params), seen.rows)
     shown = np.unique(np.linspace(0, len(seen.rows) - 1, min(report.MAP_POINTS, len(seen.rows))).astype(int))
     points = latents.plane(seen.rows[shown], plane)
     report.save_picture(output, "map", report.latent_map(points, None if seen.labels is None else seen.labels[shown], names))
@@ -149,30 +150,25 @@ def explain(
         DataError: no such label, twice the same, one that no training image has, or too few images of the first.
         FamilyError: see `applications.embedding.walk`.
     """
-    first, second = (_label(run, end, name) for end, name in zip(ends, ("--from", "--to"), strict=True))
-    if first == second:
-        raise DataError(f"--to={ends[1]}: expected another label than --from.")
     params = experiment.restore(run, best).params
-    direction = _direction(run, params, first, second)
-    index = _of_label(run, split, first, n, seed)
-    batch, amounts = experiment.rows(run, split, index), np.linspace(0.0, 1.0, steps, dtype=np.float32)
-    walk, rows = jax.jit(lambda images: embedding.walk(run.model, params, images, direction, jnp.asarray(amounts)))(
-        batch["image"]
-    )
+    way = direction(run, params, ends)
+    index = _of_label(run, split, label_of(run, ends[0], "--from"), n, seed)
+    found = walks(run, params, way, ends, np.asarray(experiment.rows(run, split, index)["image"]), steps)
+    report.save(output, "explanation", *found.shown({"index": index}))
+    return [float(value) for value in found.probability.mean(axis=0)]
+
+
+def walks(
+    run: Run, params: Params, way: Latents, ends: tuple[str, str], images: Float32[np.ndarray, "n h w c"], steps: int
+) -> Walks:
+    """Moves images by `direction` in `steps` equal steps, from none of it to all."""
+    first, second = (label_of(run, end, name) for end, name in zip(ends, ("--from", "--to"), strict=True))
+    n, amounts = len(images), np.linspace(0.0, 1.0, steps, dtype=np.float32)
+    walk, rows = jax.jit(lambda images: embedding.walk(run.model, params, images, way, jnp.asarray(amounts)))(images)
     probe = latents.fitted_probes(run, params, ("linear",))["linear"]
     chances = probe.probabilities(np.asarray(rows).reshape(n * steps, -1)).reshape(n, steps, -1)
     probability = chances[..., second] / (chances[..., first] + chances[..., second])
-    images, walk = np.asarray(batch["image"]), np.asarray(walk)
-    changes = walk - walk[:, :1]
-    full = float(np.abs(changes).max())
-    above = np.concatenate([images[:, np.newaxis], walk], axis=1)
-    below = np.concatenate([np.zeros_like(images)[:, np.newaxis], changes], axis=1)
-    picture = np.stack([report.rgb(above), report.differences(below, full)], axis=1).reshape(
-        2 * n, steps + 1, *images.shape[1:3], 3
-    )
-    arrays = {"images": images, "walk": walk, "differences": changes, "index": index, "amounts": amounts}
-    report.save(output, "explanation", picture, arrays | {"probability": probability})
-    return [float(value) for value in probability.mean(axis=0)]
+    return Walks(images, np.asarray(walk), amounts, probability)
 
 
 def segment(run: Run, output: epath.Path, best: bool, split: str, n: int, seed: int) -> dict[str, Any]:
@@ -197,8 +193,16 @@ def segment(run: Run, output: epath.Path, best: bool, split: str, n: int, seed: 
     return result
 
 
-def _direction(run: Run, params: Params, first: int, second: int) -> Latents:
-    """From the mean latents of the training images of one label to those of another."""
+def direction(run: Run, params: Params, labels: tuple[str, str]) -> Latents:
+    """From the mean latents of the training images of one label to those of another.
+
+    Raises:
+        DataError: no such label, twice the same, or one that no training image has.
+        FamilyError: see `applications.embedding.walk`.
+    """
+    first, second = (label_of(run, label, name) for label, name in zip(labels, ("--from", "--to"), strict=True))
+    if first == second:
+        raise DataError(f"--to={labels[1]}: expected another label than --from.")
     add = jax.jit(lambda images, weights: embedding.sums(run.model, params, images, weights))
     ends, total, counts = np.array([first, second]), None, np.zeros(2)
     for batch in experiment.evaluation_batches(run, "train", min(run.config.evaluation.batch_size, run.data.splits["train"].n)):
@@ -213,26 +217,29 @@ def _direction(run: Run, params: Params, first: int, second: int) -> Latents:
 
 def _of_label(run: Run, split: str, label: int, n: int, seed: int) -> Int[np.ndarray, " n"]:
     """The indices of `n` different images of a label."""
-    every = np.arange(run.data.splits[split].n)
-    labels = np.concatenate(
-        [run.data.splits[split].read(part)["label"] for part in np.array_split(every, len(every) // 1_000 + 1)]
-    )
+    labels = run.data.splits[split].columns["label"]
     found = np.flatnonzero(labels == label)
     if n > len(found):
         raise DataError(f"--n: {n} images of the label are needed, and the split {split!r} has {len(found)}. Ask for fewer.")
     return np.random.default_rng(seed).choice(found, n, replace=False)
 
 
-def _write_table(output: epath.Path, seen: latents.Rows, columns: list[str], names: tuple[str, ...] | None) -> None:
-    import pyarrow as pa  # slow to import
-    from pyarrow import csv, parquet
-
+def _known(seen: latents.Rows, names: tuple[str, ...] | None) -> dict[str, Any]:
+    """What is known of the images of a split, as columns."""
     known: dict[str, Any] = {"index": seen.numbers.astype(np.int32)}
     if seen.labels is not None and names:
         known["label"] = [names[label] for label in seen.labels]
     if seen.patients is not None:
         known["patient"] = seen.patients
-    table = pa.table(known | dict(zip(columns, seen.rows.T, strict=True)))
+    return known
+
+
+def write_table(output: epath.Path, known: dict[str, Any], columns: list[str], rows: Float[np.ndarray, "n d"]) -> None:
+    """Writes latents.csv and latents.parquet: a row an image, what is known of it first, then its numbers."""
+    import pyarrow as pa  # slow to import
+    from pyarrow import csv, parquet
+
+    table = pa.table(known | dict(zip(columns, rows.T, strict=True)))
     storage.make_folder(output)
     for suffix, write in (("csv", csv.write_csv), ("parquet", parquet.write_table)):
         buffer = io.BytesIO()
@@ -252,11 +259,7 @@ def inpaint(
         DataError: there is no such mask, or it does not fit the images.
         FamilyError: what the model says of pixels is no distribution of images, or its latents are codes.
     """
-    if run.config.objective.name == "vae_gan":
-        raise FamilyError(
-            "inpaint: trained against a discriminator, the likelihood is no longer fitted to the images, so that it does not "
-            "say what a missing pixel may be. Choose a run with objective.name='elbo' or 'iwae'."
-        )
+    require_likelihood(run)
     missing = _missing(mask, run.model.image_shape)
     trained, batch = experiment.restore(run, best), experiment.rows(run, split, _choose(run, split, n, seed))
     images = np.asarray(batch["image"])
@@ -266,6 +269,15 @@ def inpaint(
     arrays = {"images": images, "missing": missing, "index": np.asarray(batch["index"])} | found._asdict()
     report.save(output, "inpainted", np.moveaxis(columns, 0, 1), arrays)
     return found
+
+
+def require_likelihood(run: Run) -> None:
+    """Raises FamilyError where a run's likelihood says nothing of missing pixels."""
+    if run.config.objective.name == "vae_gan":
+        raise FamilyError(
+            "inpaint: trained against a discriminator, the likelihood is no longer fitted to the images, so that it does not "
+            "say what a missing pixel may be. Choose a run with objective.name='elbo' or 'iwae'."
+        )
 
 
 def _missing(mask: str, image_shape: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
@@ -299,11 +311,11 @@ def _labels(run: Run, label: str | None, n: int) -> Int[np.ndarray, " n"] | None
         return None
     if label is None:
         return np.arange(n) % run.model.classes
-    return np.full(n, _label(run, label, "--label"))
+    return np.full(n, label_of(run, label, "--label"))
 
 
-def _label(run: Run, label: str, argument: str) -> int:
-    """The number of a label."""
+def label_of(run: Run, label: str, argument: str) -> int:
+    """The number of a label, which an argument names. Raises DataError where there is none of that name."""
     names = run.data.label_names or ()
     if label not in names:
         expected = f"expected one of {', '.join(names)}" if names else "the images have no labels"

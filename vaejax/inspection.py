@@ -14,7 +14,7 @@ from vaejax.datasets import SOURCES, Split, headers, manifest
 from vaejax.datasets.image import SUFFIXES, WHITE
 from vaejax.datasets.source import Examples, Source, example_name, files_in
 from vaejax.datasets.splits import arranged
-from vaejax.datasets.volumes import DARK
+from vaejax.datasets.stacks import DARK
 from vaejax.errors import DataError
 from vaejax.progress import track
 from vaejax.tally import EMPTY, Tally

@@ -10,6 +10,7 @@ from vaejax import experiment
 from vaejax.applications import embedding, probes
 from vaejax.applications.probes import Labelled, Probe
 from vaejax.models import Params, condition_of
+from vaejax.progress import bar
 from vaejax.runs import Run
 
 PLANES = ("pca", "tsne")
@@ -37,30 +38,40 @@ def of_split(run: Run, params: Params, split: str, most: int | None = None) -> R
     size = min(run.config.evaluation.batch_size, len(chosen))
     embed = jax.jit(lambda images, condition: embedding.embed(run.model, params, images, condition))
     columns: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(chosen), size):
-        place = np.arange(start, start + size)
-        batch = experiment.rows(run, split, chosen[np.minimum(place, len(chosen) - 1)])
-        found = {"row": embed(batch["image"], condition_of(run.model, batch))}
-        found |= {name: batch[name] for name in ("label", "patient") if name in batch}
-        for name, values in found.items():
-            columns.setdefault(name, []).append(np.asarray(values)[place < len(chosen)])
+    with bar(f"latents of {split}", len(chosen)) as show:
+        for start in range(0, len(chosen), size):
+            place = np.arange(start, start + size)
+            batch = experiment.rows(run, split, chosen[np.minimum(place, len(chosen) - 1)])
+            found = {"row": embed(batch["image"], condition_of(run.model, batch))}
+            found |= {name: batch[name] for name in ("label", "patient") if name in batch}
+            for name, values in found.items():
+                columns.setdefault(name, []).append(np.asarray(values)[place < len(chosen)])
+            show(min(start + size, len(chosen)), "")
     whole = {name: np.concatenate(parts) for name, parts in columns.items()}
     return Rows(chosen, whole["row"], whole.get("label"), whole.get("patient"))
 
 
-def plane(rows: Float[np.ndarray, "n d"], name: str = "pca") -> Float[np.ndarray, "n 2"]:
+class Plane(NamedTuple):
+    """Points, and what each of the two axes is."""
+
+    points: Float[np.ndarray, "n 2"]
+    axes: tuple[str, str]
+
+
+def plane(rows: Float[np.ndarray, "n d"], name: str = "pca") -> Plane:
     """Rows in two numbers each: the two directions of largest variance, or t-SNE (van der Maaten and Hinton 2008).
 
-    What has no more than two rows, or two numbers, is laid out as it is.
+    The axes of t-SNE are no directions of the latents. What has no more than two rows, or two numbers, is laid out as it is.
     """
     from sklearn.decomposition import PCA  # slow to import
     from sklearn.manifold import TSNE
 
     if min(rows.shape) < 3:
-        return rows[:, [0, -1]]
+        return Plane(rows[:, [0, -1]], ("first number", "last number"))
     if name == "tsne":
-        return TSNE(perplexity=min(30.0, (len(rows) - 1) / 3), init="pca", random_state=0).fit_transform(rows)
-    return PCA(2, random_state=0).fit_transform(rows)
+        points = TSNE(perplexity=min(30.0, (len(rows) - 1) / 3), init="pca", random_state=0).fit_transform(rows)
+        return Plane(points, ("t-SNE, horizontal (no unit)", "t-SNE, vertical (no unit)"))
+    return Plane(PCA(2, random_state=0).fit_transform(rows), ("first direction", "second direction"))
 
 
 def fitted_probes(run: Run, params: Params, names: tuple[str, ...]) -> dict[str, Probe]:

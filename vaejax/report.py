@@ -250,16 +250,18 @@ def _anomaly(run: Run) -> dict[str, Any] | None:
 
 
 def draw_inpainted(
-    model: Model, params: Any, batch: Batch, missing: Bool[np.ndarray, "h w"], seed: int, draws: int
+    model: Model, params: Any, batch: Batch, missing: Bool[np.ndarray, "*b h w"], seed: int, draws: int
 ) -> inpainting.Inpainted:
-    """The images of a batch, of all of which the same pixels are missing; `IMAGES_AT_A_TIME`, so that memory suffices."""
+    """The images of a batch, of all of which the same pixels are missing, or each its own; `IMAGES_AT_A_TIME`, for memory."""
     index, n = jnp.asarray(batch["index"]), len(batch["index"])
     key, found = keys.stream(jax.random.key(seed), "missing pixels"), []
     with bar("inpainting", n) as show:
         for start in range(0, n, IMAGES_AT_A_TIME):
             rows = np.minimum(np.arange(start, start + IMAGES_AT_A_TIME), n - 1)
             images, condition = jnp.asarray(batch["image"])[rows], condition_of(model, batch)
-            where = jnp.broadcast_to(missing[..., np.newaxis], (*images.shape[:-1], 1))
+            where = jnp.broadcast_to(
+                (missing[rows] if missing.ndim == 3 else missing)[..., np.newaxis], (*images.shape[:-1], 1)
+            )
             told = None if condition is None else condition[rows]
             part = inpainting.inpaint(model, params, images, where, keys.of_examples(key, index[rows]), told, draws)
             found.append(part)
@@ -310,8 +312,9 @@ def _gauges(run: Run) -> list[tuple[str, str, Figure]]:
     return [("Beside the ELBO", "Further terms of the loss, and what is counted.", figure)]
 
 
-def latent_map(points: Float[np.ndarray, "n 2"], labels: Int[np.ndarray, " n"] | None, names: tuple[str, ...] | None) -> Figure:
+def latent_map(plane: latents.Plane, labels: Int[np.ndarray, " n"] | None, names: tuple[str, ...] | None) -> Figure:
     """Points of a plane, coloured by label where there are labels."""
+    points = plane.points
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     labels = np.zeros(len(points), int) if labels is None else labels
@@ -321,7 +324,7 @@ def latent_map(points: Float[np.ndarray, "n 2"], labels: Int[np.ndarray, " n"] |
         axes.scatter(chosen[:, 0], chosen[:, -1], s=6, color=matplotlib.colormaps["tab20"](int(number) % 20), label=name)
     if names:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3, title="label")
-    axes.set(xlabel="first direction", ylabel="second direction")
+    axes.set(xlabel=plane.axes[0], ylabel=plane.axes[1])
     return figure
 
 

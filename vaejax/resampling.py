@@ -32,6 +32,12 @@ def interval(
     return float(low), float(high)
 
 
+def drawn(groups: Int[np.ndarray, " n"], draws: int = 1_000, seed: int = 0) -> Int[np.ndarray, "draws g"]:
+    """How often each group, in the order of its number, is in each resample of `interval`: for what is summed over groups."""
+    random, n = np.random.default_rng(seed), len(np.unique(groups))
+    return np.stack([np.bincount(random.integers(n, size=n), minlength=n) for _ in range(draws)])
+
+
 def estimate(
     statistic: Callable[[Int[np.ndarray, " rows"]], float], groups: Int[np.ndarray, " n"], draws: int = 1_000
 ) -> dict[str, float]:

@@ -1,11 +1,13 @@
 """A segmenter's run -> `segmentation.json`: how like the masks drawn by hand its own are, volume by volume.
 
-    {"split", "step", "volumes", "slices", "classes": {class: {"dice": {...}, "hausdorff95": {...}}}, "mean": {"dice": {...}}}
+    {"split", "step", "volumes", "volume", "slices", "classes": {class: {"dice": {...}, "hausdorff95": {...}}},
+     "mean": {"dice": {...}}}
 
-with `{"mean", "low", "high", "n", "unit"}` of one value a volume and 95 % bootstrap intervals over volumes. A volume is all
-slices of a patient, in their order; where patients are unknown, an image. A class that a volume has neither drawn nor guessed
-has no value there; one that was guessed alone, or missed, has Dice 0 and an infinite distance: such volumes are counted under
-"unmatched", and left out of the distance's mean.
+with `{"mean", "low", "high", "n", "unit"}` of one value a volume and 95 % bootstrap intervals over volumes. A volume is what
+"volume" says: a volume of the source; all slices of a patient, where an older version prepared the images; or an image. Its
+slices are in their order, without gaps for those that were not prepared. Distances are in mm where the spacing of all volumes
+is known, else in pixels. A class that a volume has neither drawn nor guessed has no value there; one that was guessed alone, or
+missed, has Dice 0 and an infinite distance: such volumes are counted under "unmatched", and left out of the distance's mean.
 """
 
 from typing import Any, NamedTuple
@@ -28,6 +30,10 @@ class Masks(NamedTuple):
     guess: Int[np.ndarray, "n h w"]
     volumes: Int[np.ndarray, " n"]
     """The volume of each slice, by number."""
+    spacing: Float[np.ndarray, "n 3"] | None = None
+    """Between slices, rows and columns, mm; None where unknown."""
+    kind: str = "volume"
+    """What counts as a volume."""
 
 
 def require(run: Run) -> None:
@@ -44,14 +50,16 @@ def masks(run: Run, params: Params, split: str) -> Masks:
     guess = jax.jit(lambda images: segmentation.segment(run.model, params, images))
     found: dict[str, list[np.ndarray]] = {}
     for batch in experiment.evaluation_batches(run, split, min(run.config.evaluation.batch_size, run.data.splits[split].n)):
-        of_batch = {
-            "true": batch["segmentation"],
-            "guess": guess(batch["image"]),
-            "volumes": batch.get("patient", batch["index"]),
-        }
+        of_batch = {"true": batch["segmentation"], "guess": guess(batch["image"])}
+        of_batch |= {"patient": batch["patient"]} if "patient" in batch else {}
         for name, values in of_batch.items():
             found.setdefault(name, []).append(np.asarray(values)[batch["mask"]])
-    return Masks(**{name: np.concatenate(parts) for name, parts in found.items()})
+    whole = {name: np.concatenate(parts) for name, parts in found.items()}
+    drawn = Masks(whole["true"], whole["guess"], np.arange(len(whole["true"])), None, "image")
+    columns = run.data.splits[split].columns
+    if "volume" in columns:
+        return drawn._replace(volumes=columns["volume"], spacing=columns.get("spacing"), kind="volume")
+    return drawn._replace(volumes=whole["patient"], kind="patient") if "patient" in whole else drawn
 
 
 def measure(drawn: Masks, regions: int) -> dict[str, Any]:
@@ -63,22 +71,33 @@ def measure(drawn: Masks, regions: int) -> dict[str, Any]:
     """
     numbers = np.unique(drawn.volumes)
     coefficient, distance = np.full((2, len(numbers), regions - 1), np.nan)
+    spacing, unit = _spacing(drawn)
     for row, number in enumerate(numbers):
         slices = drawn.volumes == number
+        between = spacing[slices][0]
         for column in range(regions - 1):
             true, guess = (_region(part[slices], column + 1) for part in (drawn.true, drawn.guess))
             coefficient[row, column] = segmentation.dice(true, guess)
-            distance[row, column] = segmentation.hausdorff95(true, guess, (1.0,) * true.ndim)
+            distance[row, column] = segmentation.hausdorff95(true, guess, tuple(between[3 - true.ndim :]))
     classes = {
         str(column + 1): {
             "dice": _entry(coefficient[:, column], "1"),
-            "hausdorff95": _entry(np.where(np.isinf(distance[:, column]), np.nan, distance[:, column]), "pixels"),
+            "hausdorff95": _entry(np.where(np.isinf(distance[:, column]), np.nan, distance[:, column]), unit),
             "unmatched": int(np.isinf(distance[:, column]).sum()),
         }
         for column in range(regions - 1)
     }
     of_volumes = np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in coefficient])
-    return {"volumes": len(numbers), "slices": len(drawn.true), "classes": classes, "mean": {"dice": _entry(of_volumes, "1")}}
+    counts = {"volumes": len(numbers), "volume": drawn.kind, "slices": len(drawn.true)}
+    return counts | {"classes": classes, "mean": {"dice": _entry(of_volumes, "1")}}
+
+
+def _spacing(drawn: Masks) -> tuple[Float[np.ndarray, "n 3"], str]:
+    """Of every slice, and its unit. What is between the slices matters where a volume has several."""
+    alone = len(np.unique(drawn.volumes)) == len(drawn.volumes)
+    if drawn.spacing is None or not np.isfinite(drawn.spacing[:, 1 if alone else 0 :]).all():
+        return np.ones((len(drawn.true), 3)), "pixels"
+    return drawn.spacing.astype(np.float64), "mm"
 
 
 def _region(classes: Int[np.ndarray, "n h w"], number: int) -> Bool[np.ndarray, "*s"]:

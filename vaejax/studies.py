@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int, Num, Shaped, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Num, Shaped, UInt8
 from PIL import Image, ImageDraw
 
 from vaejax.config import DataConfig
 from vaejax.datasets import DataSet, arrays, geometry, image, isolation, stacks
 from vaejax.datasets.geometry import Axis
+from vaejax.datasets.masks import require_same_grid
 from vaejax.datasets.source import NOTICE, hash_files
 from vaejax.datasets.stacks import Stack, Volume
 from vaejax.datasets.windows import Lut, Scale
@@ -38,6 +39,8 @@ class Study(NamedTuple):
         id: 16 hex digits of the sha256 of the files' contents: no name.
         paths: of its files, relative to what was opened. They can carry names.
         images: prepared for the run: in [0, 1], every slice of a volume.
+        wanted: the slices that a training would take (`data.slice_range`, `data.slice_content`).
+        voxels: the source itself, on its grid, in its units; channels last where there are several.
         axes: where the slices, rows and columns of `images` lie among the source's.
         scale: from the source's units to [0, 1].
         colour: whether the source has several channels: colours, or alpha.
@@ -45,17 +48,21 @@ class Study(NamedTuple):
         unstacked: slices [n, h, w, ...] on the grid of the source as the source's own axes: [x, y, z, ...] of a NIfTI file in
             its own order, [n, h, w, ...] of a series sorted by position, [h, w, ...] of a picture turned as its EXIF says, and
             as the images of an NPY file lie.
+        affine: of a NIfTI file; None for others.
         write: see `save`.
     """
 
     id: str
     paths: tuple[str, ...]
     images: Float32[np.ndarray, "n H W C"]
+    wanted: Bool[np.ndarray, " n"]
+    voxels: Num[np.ndarray, "..."]
     axes: tuple[Axis, Axis, Axis]
     scale: Scale | Lut
     colour: bool
     whole: np.dtype | None
     unstacked: Callable[[np.ndarray], np.ndarray]
+    affine: Float[np.ndarray, "4 4"] | None
     write: Callable[[Path, np.ndarray, str, bool], list[Path]]
 
     def back(self, values: Shaped[np.ndarray, "n H W *C"]) -> Shaped[np.ndarray, "..."]:
@@ -116,20 +123,42 @@ def read(path: Path, config: DataConfig, data: DataSet) -> Iterator[Study]:
             raise DataError(f"{volume.paths[0]}: {error}") from None
 
 
-Compute = Callable[[Float32[np.ndarray, "b H W C"], Int[np.ndarray, " b"]], Any]
-"""(images, the numbers of their slices) -> an array [b, H, W] or [b, H, W, C]."""
+Compute = Callable[[Study, Int[np.ndarray, " b"]], Mapping[str, Any]]
+"""(study, the numbers of some of its slices) -> arrays by name, [b, H, W] or [b, H, W, C], or numbers [b] or [b, d]."""
 
 
 def results(
     found: Iterable[Study], compute: Compute, batch_size: int
-) -> Iterator[tuple[Study, Shaped[np.ndarray, "n H W *C"]]]:
+) -> Iterator[tuple[Study, dict[str, Shaped[np.ndarray, "n ..."]]]]:
     """Every study with what `compute` makes of its images, `batch_size` at a time; the last slice fills up the last batch."""
     for study in found:
-        parts = []
+        parts: dict[str, list[np.ndarray]] = {}
         for start in range(0, len(study.images), batch_size):
             rows = np.minimum(np.arange(start, start + batch_size), len(study.images) - 1)
-            parts.append(np.asarray(compute(study.images[rows], rows)))
-        yield study, np.concatenate(parts)[: len(study.images)]
+            for name, values in compute(study, rows).items():
+                parts.setdefault(name, []).append(np.asarray(values))
+        yield study, {name: np.concatenate(values)[: len(study.images)] for name, values in parts.items()}
+
+
+def mask(path: Path, study: Study, config: DataConfig) -> Bool[np.ndarray, "n H W"]:
+    """The pixels of a study's images where a file on the grid of its source is not 0.
+
+    Raises:
+        DataError: no such file, or one of another size, or, of NIfTI files, in another place.
+    """
+    try:
+        found = _found(path, config)
+        if len(found) != 1:
+            raise DataError(f"expected one mask, found {len(found)}")
+        stack, shape = found[0].read(), tuple(axis.source for axis in study.axes)
+        if stack.voxels.shape[:3] != shape:
+            size = " x ".join(map(str, stack.voxels.shape[:3]))
+            raise DataError(f"expected {' x '.join(map(str, shape))} slices, rows and columns, as the image has, found {size}")
+        if study.affine is not None and hasattr(stack.source, "affine"):
+            require_same_grid(stack.source.affine, study.affine, stack.source.voxels.shape[:3], stack)
+    except DataError as error:
+        raise DataError(f"--mask={path}: {error}. Draw it on the image itself: 0 where it is seen.") from None
+    return geometry.there((stack.voxels != 0).any(axis=-1), study.axes)
 
 
 def write_index(folder: Path, paths: Mapping[str, Sequence[str]]) -> Path:
@@ -181,11 +210,13 @@ def _study(volume: Volume, config: DataConfig, data: DataSet) -> Study:
     stack = volume.read()
     axes = stacks.axes_of(stack, config)
     if isinstance(stack.source, Path):  # a picture is fitted in its own levels, as those that were prepared
-        slices = stack.voxels
+        slices, wanted = stack.voxels, list(range(len(stack.voxels)))
         scale: Scale | Lut = Scale(0.0, image.WHITE[stack.voxels.dtype.name])
     else:
         scale = stacks.scale_of(stack, config, data.window)
-        slices = stacks.blocks_of(stacks.images_of(stack, axes, scale), config.block)
+        slices = stacks.images_of(stack, axes, scale)
+        wanted = stacks.wanted(slices, config)
+        slices = stacks.blocks_of(slices, config.block)
     height, width, channels = data.image_shape
     fitted = [image.resize(image.to_channels(one, channels), (height, width), config.resize) for one in slices]
     rows, columns = geometry.fitted(slices.shape[1:3], (height, width), config.resize)
@@ -194,11 +225,14 @@ def _study(volume: Volume, config: DataConfig, data: DataSet) -> Study:
         hash_files(("", file) for file in volume.files)[:16],
         volume.paths,
         np.stack(fitted).astype(np.float32) / np.float32(image.WHITE[slices.dtype.name]),
+        np.isin(np.arange(len(fitted)), wanted),
+        stack.unstacked(stack.voxels[..., 0] if stack.voxels.shape[-1] == 1 else stack.voxels),
         (axes[0], geometry.after(axes[1], rows), geometry.after(axes[2], columns)),
         scale,
         stack.voxels.shape[-1] > 1,
         stack.voxels.dtype if levels else None,
         stack.unstacked,
+        getattr(stack.source, "affine", None),
         _writer(stack),
     )
 

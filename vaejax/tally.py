@@ -9,10 +9,10 @@ from jaxtyping import Num, UInt8
 
 from vaejax.datasets.image import WHITE
 from vaejax.datasets.splits import pixel_hash
-from vaejax.datasets.volumes import DARK
+from vaejax.datasets.stacks import DARK
 
 EMPTY = 0.05
-"""An image is mostly empty where fewer pixels than this share of them are content (see `volumes.DARK`)."""
+"""An image is mostly empty where fewer pixels than this share of them are content (see `stacks.DARK`)."""
 
 
 @dataclasses.dataclass

@@ -7,7 +7,7 @@ from typing import Any
 
 from vaejax import config as configuration
 from vaejax import config_file
-from vaejax.errors import TrainingError, VaejaxError
+from vaejax.errors import DataError, TrainingError, VaejaxError
 from vaejax.interruption import on_sigterm
 
 
@@ -119,17 +119,35 @@ def anomaly(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     """Score images by how far they are from normal ones, and flag them at a promised rate of false alarms."""
     from vaejax import runs, screening
 
+    if arguments.input:
+        return _anomaly_of_files(arguments)
     result = screening.screen(runs.load(arguments.directory), arguments.split, arguments.best, arguments.alpha)
     print(f"{result['notice']}\n{result['score']} of {result['images']} images, split {result['split']}, step {result['step']}")
     for kind, count in result["flagged"].items():
-        told = "; promised: {:g}, so {} to {}".format(result["alpha"], *count["expected"]) if "expected" in count else ""
-        print(f"flagged, {kind}: {count['flagged']} of {count['n']}{told}")
-    for name, found in (result["ranking"] | {"pixels": result["pixels"]}).items():
+        told = "; promised: {:g}, so [{}, {}]".format(result["alpha"], *count["expected"]) if "expected" in count else ""
+        print(f"flagged, {kind}: {count['flagged']} of {count['n']} {result['by']}s{told}")
+    reference = {f"{name} (a reference, no choice)": found for name, found in result["reference"].items()}
+    for name, found in (result["ranking"] | reference | {"pixels": result["pixels"]}).items():
         for measure, value in found.items():
-            print(f"{name}: {measure} {value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})")
+            print(f"{name}: {measure} {_interval(value)}")
     for name, reason in result["undefined"].items():
         print(f"{name}: not defined: {reason}")
     print("written: anomaly.json, anomaly.csv, anomaly_maps.npy")
+
+
+def _anomaly_of_files(arguments: argparse.Namespace) -> None:
+    from vaejax import derived
+
+    run, output = _open(arguments)
+    result = derived.anomaly(run, output, arguments.best, arguments.input, arguments.alpha, arguments.identify)
+    for name, found in result["studies"].items():
+        verdict = "no slice that a training would take" if found["flagged"] is None else f"p = {found['p_value']:.3g}"
+        print(
+            f"{name}: {verdict}{', flagged' if found['flagged'] else ''} ({found['counted']} of {found['images']} slices count)"
+        )
+    flagged = sum(bool(found["flagged"]) for found in result["studies"].values())
+    print(f"flagged: {flagged} of {len(result['studies'])} studies; promised share among normal ones: {result['alpha']:g}")
+    _written_studies(result["studies"], output, "anomaly.csv, anomaly.json")
 
 
 def frechet(arguments: argparse.Namespace, _: Sequence[str]) -> None:
@@ -178,71 +196,92 @@ def report(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def sample(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    """Draw images from the prior."""
-    from vaejax import gallery
+    """Draw images from the prior, or near given ones."""
+    from vaejax import derived, gallery
 
     run, output = _open(arguments)
-    how = (arguments.seed, arguments.temperature, arguments.label, arguments.sampler)
-    gallery.sample(run, output, arguments.best, arguments.n, *how)
-    _written(f"{output / 'samples.png'}, samples.npz")
+    how = (arguments.seed, arguments.temperature, arguments.label)
+    if arguments.near:
+        if (arguments.sampler, arguments.format) != ("prior", "png"):
+            raise DataError("--near: images near one are of its posterior, and as it is. Leave out --sampler and --format.")
+        near = (arguments.near, arguments.n or 4, *how, arguments.identify)
+        return _written_studies(derived.sample(run, output, arguments.best, *near), output, "samples.png, samples.npz")
+    gallery.sample(run, output, arguments.best, arguments.n or 100, *how, arguments.sampler, arguments.format)
+    more = {"png": "", "nifti": ", samples.nii.gz", "dicom": ", samples/"}[arguments.format]
+    _written(f"{output / 'samples.png'}, samples.npz{more}")
 
 
 def reconstruct(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     """Images beside their reconstructions."""
-    from vaejax import gallery
+    from vaejax import derived, gallery
 
     run, output = _open(arguments)
     if arguments.input:
-        ids = gallery.reconstruct_studies(run, output, arguments.best, arguments.input, arguments.identify)
-        _written(f"{len(ids)} studies in {output}; studies.json there says which is which")
-        return
+        found = derived.reconstruct(run, output, arguments.best, arguments.input, arguments.identify)
+        return _written_studies(found, output)
     gallery.reconstruct(run, output, arguments.best, arguments.split, arguments.n, arguments.seed)
     _written(f"{output / 'reconstructions.png'}, reconstructions.npz")
 
 
 def interpolate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     """Lines between images."""
-    from vaejax import gallery
+    from vaejax import derived, gallery
 
     run, output = _open(arguments)
+    if arguments.input:
+        derived.interpolate(run, output, arguments.best, arguments.input, arguments.steps)
+        return _written(f"{output / 'interpolations.png'}, interpolations.npz; studies.json says which is which")
     gallery.interpolate(run, output, arguments.best, arguments.split, arguments.n, arguments.seed, arguments.steps)
     _written(f"{output / 'interpolations.png'}, interpolations.npz")
 
 
 def embed(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     """A table of latents, a map of them, and how much of the label they hold."""
-    from vaejax import gallery
+    from vaejax import derived, gallery
 
     run, output = _open(arguments)
+    if arguments.input:
+        found = derived.embed(run, output, arguments.best, arguments.input)
+        print(f"{found['images']} images of {found['studies']} studies, {found['numbers']} numbers each")
+        return _written(f"{output / 'latents.csv'}, latents.parquet, embedding.json; studies.json says which is which")
     result = gallery.embed(run, output, arguments.best, arguments.split, arguments.map)
     for name, probe in result.get("probes", {}).items():
-        words = (f"{key.replace('_', ' ')} {_interval(probe[key])}" for key in ("accuracy", "balanced_accuracy", "auc"))
+        known = [key for key in ("accuracy", "balanced_accuracy", "auc") if probe[key]]
+        words = (f"{key.replace('_', ' ')} {_interval(probe[key])}" for key in known)
         print(f"{name} probe for the label, {probe['n']} test images: {', '.join(words)}")
     _written(f"{output / 'latents.csv'}, latents.parquet, map.png, embedding.json")
 
 
 def explain(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     """Images of one label moved towards another in the latent space, and what changes."""
-    from vaejax import gallery
+    from vaejax import derived, gallery
 
     run, output = _open(arguments)
     ends = (arguments.first, arguments.second)
-    how = (arguments.n, arguments.steps, arguments.seed)
-    means = gallery.explain(run, output, arguments.best, arguments.split, ends, *how)
+    if arguments.input:
+        how = (ends, arguments.n, arguments.steps, arguments.identify)
+        means = derived.explain(run, output, arguments.best, arguments.input, *how)
+    else:
+        how = (ends, arguments.n, arguments.steps, arguments.seed)
+        means = gallery.explain(run, output, arguments.best, arguments.split, *how)
     print(f"mean probability of {ends[1]}, by the linear probe, at each step: {', '.join(f'{mean:.2f}' for mean in means)}")
     _written(f"{output / 'explanation.png'}, explanation.npz")
 
 
 def segment(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     """The classes of pixels that a segmenter finds, and how like those drawn by hand they are."""
-    from vaejax import gallery
+    from vaejax import derived, gallery
 
     run, output = _open(arguments)
+    if arguments.input:
+        masks = derived.segment(run, output, arguments.best, arguments.input, arguments.n, arguments.identify)
+        return _written_studies(masks, output, "segmentations.png")
     result = gallery.segment(run, output, arguments.best, arguments.split, arguments.n, arguments.seed)
     found = {"mean of the classes": result["mean"]} | {f"class {name}": entry for name, entry in result["classes"].items()}
     for name, entry in found.items():
-        words = (f"{key} {_interval(entry[key])}" for key in ("dice", "hausdorff95") if entry.get(key, {}).get("n"))
-        print(f"{name}, {result['volumes']} volumes: {', '.join(words)}")
+        known = {key: entry[key] for key in ("dice", "hausdorff95") if entry.get(key, {}).get("n")}
+        words = (f"{key} {_interval(value)}" + f" {value['unit']}".removesuffix(" 1") for key, value in known.items())
+        print(f"{name}, {result['volumes']} {result['volume']}s: {', '.join(words)}")
     _written(f"{output / 'segmentation.json'}, segmentations.npz, segmentations.png")
 
 
@@ -250,20 +289,36 @@ def inpaint(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     """What the model expects where pixels are missing: draws, their mean, and how far they spread."""
     import numpy as np
 
-    from vaejax import gallery
+    from vaejax import derived, gallery
 
     run, output = _open(arguments)
+    if arguments.input:
+        given = (arguments.input, arguments.mask, arguments.draws, arguments.seed, arguments.identify)
+        numbers = derived.inpaint(run, output, arguments.best, *given)
+        _chains(*(np.concatenate([one[name] for one in numbers.values()]) for name in ("acceptance", "scale_reduction")))
+        return _written_studies(numbers, output)
     how = (arguments.split, arguments.n, arguments.seed, arguments.mask, arguments.draws)
     found = gallery.inpaint(run, output, arguments.best, *how)
+    _chains(found.acceptance, found.scale_reduction)
     _written(f"{output / 'inpainted.png'}, inpainted.npz")
+
+
+def _chains(acceptance: Any, scale_reduction: Any) -> None:
+    """How the chains of images went; NaN where there were none."""
+    import numpy as np
+
     print(
-        f"chains: {100 * found.acceptance.mean():.0f} % of the transitions accepted; potential scale reduction "
-        f"{np.median(found.scale_reduction):.2f} in the median image, {found.scale_reduction.max():.2f} at most (1: they agree)"
+        f"chains: {100 * np.nanmean(acceptance):.0f} % of the transitions accepted; potential scale reduction "
+        f"{np.nanmedian(scale_reduction):.2f} in the median image, {np.nanmax(scale_reduction):.2f} at most (1: they agree)"
     )
 
 
 def _written(files: str) -> None:
     print(f"written: {files}\nResearch use only: not for diagnosis.")
+
+
+def _written_studies(found: Any, output: Any, beside: str = "") -> None:
+    _written(f"{len(found)} studies in {output}; studies.json there says which is which{beside and '; beside it ' + beside}")
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from vaejax.errors import FamilyError
 from vaejax.keys import of_examples
 from vaejax.models import Condition, Latents, Model, Params
 
@@ -43,6 +44,45 @@ def sample(
     keys = of_examples(key, first + jnp.arange(n))
     latents = sampler(keys, temperature) if sampler else model.prior(params, keys, temperature, condition)
     return model.decode(params, latents, condition).mean()
+
+
+def near(
+    model: Model,
+    params: Params,
+    images: Float[Array, "b ..."],
+    keys: Key[Array, " b"],
+    n: int,
+    temperature: float = 1.0,
+    condition: Condition = None,
+) -> Float[Array, "n b ..."]:
+    """Expected images of draws from the posteriors of images: what the model takes for the same image.
+
+    Args:
+        model: any family whose latents are real numbers.
+        params: its parameters.
+        images: in [0, 1].
+        keys: one an image; its i-th draw depends on (key, i) alone.
+        n: draws an image.
+        temperature: scales how far draws are from the posterior mean; at 0 all are the reconstruction.
+        condition: for a conditional model, the label of each image.
+
+    Returns:
+        `[n, b, *image_shape]` in [0, 1].
+
+    Raises:
+        FamilyError: the latents are codes, of which an image has but one set.
+    """
+    if not model.random:
+        raise FamilyError(
+            "sample: the latents of this model are codes, and an image has one set of them, so that there is nothing near it. "
+            "Choose a run with model.family='vae' or 'hierarchical'."
+        )
+    found = model.infer(params, images, keys, n, condition)
+
+    def moved(draws: Array, mean: Array) -> Array:
+        return mean[jnp.newaxis] + temperature * (draws - mean[jnp.newaxis])
+
+    return model.decode(params, jax.tree.map(moved, found.latents, found.mean), condition).mean()
 
 
 class Mixture(NamedTuple):

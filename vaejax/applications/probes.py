@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vaejax import resampling
+from vaejax.progress import track
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that the linear probe is chosen from."""
@@ -66,7 +67,7 @@ def measure(probe: Probe, test: Labelled) -> dict[str, Any]:
     """`{"n", "groups", "setting", name: {"value", "low", "high"}}`, the bounds of a 95 % bootstrap over groups.
 
     `accuracy`; `balanced_accuracy`, the mean over labels of the share that is right; and `auc`, the area under the ROC curve
-    of a label against all others, a mean over labels; NaN where `test` has one label alone.
+    of a label against all others, a mean over labels. Where `test` has one label alone there is none, and `undefined` says so.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -83,8 +84,13 @@ def measure(probe: Probe, test: Labelled) -> dict[str, Any]:
         return float(np.mean([roc_auc_score(labels[rows] == label, chances[rows, label]) for label in present]))
 
     statistics = {"accuracy": lambda rows: float(right[rows].mean()), "balanced_accuracy": balanced, "auc": area}
-    measured = {name: resampling.estimate(statistic, test.groups, DRAWS) for name, statistic in statistics.items()}
-    return {"n": len(labels), "groups": len(np.unique(test.groups)), "setting": probe.setting} | measured
+    several = len(np.unique(labels)) > 1
+    measured: dict[str, Any] = {
+        name: resampling.estimate(statistic, test.groups, DRAWS) if several or name != "auc" else None
+        for name, statistic in statistics.items()
+    }
+    why = {} if several else {"undefined": {"auc": "the test images are all of one label"}}
+    return {"n": len(labels), "groups": len(np.unique(test.groups)), "setting": probe.setting} | measured | why
 
 
 def _chosen(build: Callable[[float], Any], settings: tuple[float, ...], train: Labelled, val: Labelled, classes: int) -> Probe:
@@ -103,4 +109,4 @@ def _chosen(build: Callable[[float], Any], settings: tuple[float, ...], train: L
     def error(probe: Probe) -> float:
         return float(((probe.probabilities(val.rows) - np.eye(classes)[val.labels]) ** 2).sum(axis=1).mean())
 
-    return min((fitted(setting) for setting in settings), key=error)
+    return min((fitted(setting) for setting in track(settings, "fitting a probe", len(settings))), key=error)

@@ -45,7 +45,10 @@ def interpolate(
 
     Raises:
         FamilyError: the latents are codes, between which there are no lines.
+        ValueError: fewer than two steps.
     """
+    if steps < 2:
+        raise ValueError(f"steps={steps}: expected at least 2, the two ends of a line.")
     if not model.random:
         raise FamilyError("interpolate: the latents of this model are codes, and there is no line between codes.")
 

@@ -135,6 +135,7 @@ def _examples(prefix: str, fields: _Fields) -> Examples:
         functools.partial(_image, flat),
         None if labels is None else labels.repeat(len(flat) // n),
         segmentation=None if masks is None else masks.reshape(flat.shape[:3]).__getitem__,
+        volumes=np.arange(n).repeat(len(flat) // n) if images.ndim == 5 else None,
     )
 
 

@@ -105,11 +105,25 @@ def _of_nifti(path: Path, stack: Stack, config: DataConfig) -> Num[np.ndarray, "
     decoded, source = isolation.reader(nifti.decode, config)(path), stack.source
     affine = source.affine if isinstance(source, nifti.Volume) else series.affine(source)
     mask = nifti.turned(decoded, affine)
-    corners = np.indices((2, 2, 2)).reshape(3, -1).T * np.subtract(mask.voxels.shape[:3], 1)
-    _check_places(((mask.affine - affine) @ np.c_[corners, np.ones(8)].T).T, stack)
+    require_same_grid(mask.affine, affine, mask.voxels.shape[:3], stack)
     if isinstance(source, nifti.Volume):
         return stacks.cut(mask, config.slice_axis).voxels
     return mask.voxels.reshape(*mask.voxels.shape[:3], -1).transpose(2, 1, 0, 3)
+
+
+def require_same_grid(
+    mask: Float[np.ndarray, "4 4"], image: Float[np.ndarray, "4 4"], shape: tuple[int, int, int], stack: Stack
+) -> None:
+    """Raises DataError, the bare reason, where the corners of two grids of a shape lie apart by their affines, mm.
+
+    Args:
+        mask: one affine.
+        image: the other.
+        shape: voxels along the axes of both.
+        stack: the volume, which knows how long a voxel is.
+    """
+    corners = np.indices((2, 2, 2)).reshape(3, -1).T * np.subtract(shape, 1)
+    _check_places(((mask - image) @ np.c_[corners, np.ones(8)].T).T, stack)
 
 
 def _of_series(files: tuple[Path, ...], stack: Stack, config: DataConfig) -> Num[np.ndarray, "n h w c"]:

@@ -1,11 +1,11 @@
 """Preparation: every image is converted once, checked, and kept in memory-mapped arrays named by a hash of all they depend on.
 
-A prepared folder holds a file `<split>_<column>.npy` for each of image, label, patient and segmentation, `manifest.json`
-with their sha256, and, readable by their owner alone since paths can carry names, `paths.json` (index to path) and
-`skipped.json`. It appears under its name only when it is whole. Until then `.preparing-<name>` beside it holds the shards that
-are done (`vaejax.datasets.shards`), so that the same command goes on from there after an interruption, and the lock of the
-one process that prepares. TFDS record shards were tried and left out: 70,000 images of 28x28 took 12 s through them and 1 s
-without, twice the disk, and nobody read the records again.
+A prepared folder holds a file `<split>_<column>.npy` for each of image and segmentation, and of label, patient, volume and
+spacing where known (`Split.columns`), `manifest.json` with their sha256, and, readable by their owner alone since paths can
+carry names, `paths.json` (index to path) and `skipped.json`. It appears under its name only when it is whole. Until then
+`.preparing-<name>` beside it holds the shards that are done (`vaejax.datasets.shards`), so that the same command goes on from
+there after an interruption, and the lock of the one process that prepares. TFDS record shards were tried and left out: 70,000
+images of 28x28 took 12 s through them and 1 s without, twice the disk, and nobody read the records again.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ from vaejax.datasets.source import Examples, Source, example_name
 from vaejax.datasets.splits import arranged
 from vaejax.errors import DataError
 
+_READ = ("image", "label", "patient", "segmentation")
+_COLUMNS = ("label", "patient", "volume", "spacing")
 _FORMAT = 1  # raise it when preparation changes, so that what older versions prepared is not used
 
 
@@ -41,10 +43,14 @@ class Split(NamedTuple):
         n: number of examples.
         read: int [b], each in 0..n-1 -> {"image": stored dtype [b, H, W, C], and where known "label": int32 [b],
             "patient": int32 [b], numbers that tell patients apart and no more, "segmentation": uint8 [b, H, W]}.
+        columns: what is known of all examples without reading an image: "label", "patient" as above; of slices "volume": int32
+            [n], numbers that tell volumes apart, and "spacing": float32 [n, 3], mm from slice to slice, row to row and column
+            to column, NaN where unknown.
     """
 
     n: int
     read: Callable[[np.ndarray], dict[str, np.ndarray]]
+    columns: Mapping[str, np.ndarray] = {}
 
 
 class DataSet(NamedTuple):
@@ -237,11 +243,18 @@ def _describe(
     form: Form,
     fingerprint: str,
 ) -> None:
-    """Writes labels, patients, paths, skipped files, and last the manifest with the sha256 of each file."""
+    """Writes what is known of the examples, their paths, skipped files, and last the manifest with the sha256 of each file."""
     for split, examples in splits.items():
-        for column, values in {"label": examples.labels, "patient": examples.patients}.items():
+        known = {
+            "label": examples.labels,
+            "patient": examples.patients,
+            "volume": examples.volumes,
+            "spacing": examples.spacing,
+        }
+        for column, values in known.items():
             if values is not None:
-                np.save(folder / f"{split}_{column}.npy", values[kept[split]].astype(np.int32))
+                dtype = np.float32 if column == "spacing" else np.int32
+                np.save(folder / f"{split}_{column}.npy", values[kept[split]].astype(dtype))
     paths = {split: [examples.paths[i] for i in kept[split]] for split, examples in splits.items() if examples.paths}
     for name, content in {"paths.json": paths, "skipped.json": unreadable}.items():
         (folder / name).touch(mode=0o600)
@@ -293,6 +306,8 @@ def _numbers(folder: Path, n: dict[str, int]) -> list[str]:
 
 
 def _split(folder: Path, split: str, n: int) -> Split:
-    files = {field: folder / f"{split}_{field}.npy" for field in ("image", "label", "patient", "segmentation")}
-    columns = {field: np.load(path, mmap_mode="r") for field, path in files.items() if path.exists()}
-    return Split(n, lambda indices: {field: np.asarray(column[indices]) for field, column in columns.items()})
+    files = {field: folder / f"{split}_{field}.npy" for field in (*_READ, *_COLUMNS)}
+    found = {field: np.load(path, mmap_mode="r") for field, path in files.items() if path.exists()}
+    read = {field: found[field] for field in _READ if field in found}
+    columns = {field: found[field] for field in _COLUMNS if field in found}
+    return Split(n, lambda indices: {field: np.asarray(column[indices]) for field, column in read.items()}, columns)

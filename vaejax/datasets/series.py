@@ -179,6 +179,29 @@ def save(folder: Path, values: Shaped[np.ndarray, "n h w ..."], series: Series, 
     return written
 
 
+def save_made(folder: Path, values: Shaped[np.ndarray, "n h w ..."], name: str) -> list[Path]:
+    """Writes images without a source as a series of secondary captures, of a nameless patient: 0001.dcm, 0002.dcm, ...
+
+    Args:
+        folder: is made.
+        values: [n, h, w], or RGB of uint8 [n, h, w, 3], stored as by `save`.
+        name: what they show, such as "sample".
+    """
+    stored, slope, intercept = _stored(values)
+    folder.mkdir(parents=True, exist_ok=True)
+    study, own, written = uid.generate_uid(), uid.generate_uid(), list[Path]()
+    for i in range(len(values)):
+        data = _new(uid.SecondaryCaptureImageStorage, name, i)
+        for keyword in (*_PATIENT, *_STUDY):
+            setattr(data, keyword, None)
+        data.StudyInstanceUID, data.SeriesInstanceUID, data.PatientID = study, own, study.rpartition(".")[2][-16:]
+        data.Modality = "OT"
+        _put_pixels(data, stored[i], slope, intercept, padded=False)
+        written.append(folder / f"{i + 1:04}.dcm")
+        data.save_as(written[-1], enforce_file_format=True)
+    return written
+
+
 def _stored(values: np.ndarray) -> tuple[np.ndarray, float, float]:
     """Values in a type that DICOM holds, and how to come back to them."""
     if values.dtype.kind == "b":
@@ -205,32 +228,38 @@ def _fits(values: np.ndarray, kind: np.dtype) -> bool:
     return not values.size or (np.iinfo(kind).min <= values.min() and values.max() <= np.iinfo(kind).max)
 
 
-def _derived(source: Dataset, series: Series, i: int, name: str, identify: bool, colour: bool) -> Dataset:
-    """All but the pixels of the i-th file; colours fit in neither CT nor MR images."""
-    missing = [keyword for keyword in ("SOPClassUID", "SOPInstanceUID") if not source.get(keyword)]
-    if missing:
-        raise DataError(f"without {missing[0]}, so that no result can refer to it")
-    kind = source.SOPClassUID if source.SOPClassUID in _KEPT and not colour else uid.SecondaryCaptureImageStorage
+def _new(kind: uid.UID, name: str, i: int) -> Dataset:
+    """The i-th file of a class, with what is said of every result."""
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = kind
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = uid.generate_uid()
     data.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, whatever names and texts are copied
+    if kind == uid.SecondaryCaptureImageStorage:
+        data.ConversionType = "WSD"
+    data.ImageType = ["DERIVED", "SECONDARY", "AXIAL" if kind == uid.CTImageStorage else "OTHER"]
+    data.SeriesDescription = f"{name}: {NOTICE}"[:64]
+    data.DerivationDescription = f"{name} by a variational autoencoder (vaejax): {NOTICE}, research use only"
+    data.BurnedInAnnotation, data.Manufacturer = "NO", "vaejax"
+    data.SeriesNumber, data.InstanceNumber, data.Laterality = None, i + 1, None
+    return data
+
+
+def _derived(source: Dataset, series: Series, i: int, name: str, identify: bool, colour: bool) -> Dataset:
+    """All but the pixels of the i-th file; colours fit in neither CT nor MR images."""
+    missing = [keyword for keyword in ("SOPClassUID", "SOPInstanceUID") if not source.get(keyword)]
+    if missing:
+        raise DataError(f"without {missing[0]}, so that no result can refer to it")
+    kind = source.SOPClassUID if source.SOPClassUID in _KEPT and not colour else uid.SecondaryCaptureImageStorage
+    data = _new(kind, name, i)
     _put_owner(data, source, identify)
     technical = _TECHNICAL[kind] | {
         keyword: None for keyword in _CONDITIONAL if kind == uid.MRImageStorage and keyword in source
     }
     for keyword, default in technical.items():
         setattr(data, keyword, source.get(keyword, default))
-    if kind == uid.SecondaryCaptureImageStorage:
-        data.ConversionType = "WSD"
     data.Modality = series.header.modality or "OT"
-    data.ImageType = ["DERIVED", "SECONDARY", "AXIAL" if kind == uid.CTImageStorage else "OTHER"]
-    data.SeriesDescription = f"{name}: {NOTICE}"[:64]
-    data.DerivationDescription = f"{name} by a variational autoencoder (vaejax): {NOTICE}, research use only"
-    data.BurnedInAnnotation, data.Manufacturer = "NO", "vaejax"
-    data.SeriesNumber, data.InstanceNumber, data.Laterality = None, i + 1, None
     reference = Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
     if len({frame.path for frame in series.frames}) < len(series.frames):

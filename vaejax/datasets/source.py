@@ -38,6 +38,8 @@ class Examples(NamedTuple):
         patients: int [n], examples of one number stay in one split, and those of -1 in train; None where nobody knows.
         segmentation: i -> the class of every pixel of image i, uint8 [H, W], 0 for none of them; None where nobody drew any.
         window: what became 0 and 1 in every image, in the units of the files, where it was measured over all of them.
+        volumes: int [n], slices of one number are of one volume, in their order; None where images are no slices.
+        spacing: float32 [n, 3], mm from slice to slice, row to row, column to column of the prepared images; NaN where unknown.
     """
 
     n: int
@@ -47,6 +49,8 @@ class Examples(NamedTuple):
     patients: np.ndarray | None = None
     segmentation: Callable[[int], np.ndarray] | None = None
     window: tuple[float, float] | None = None
+    volumes: np.ndarray | None = None
+    spacing: np.ndarray | None = None
 
 
 class Source(NamedTuple):
@@ -89,6 +93,8 @@ def take(examples: Examples, rows: np.ndarray) -> Examples:
         None if examples.patients is None else examples.patients[rows],
         None if segmentation is None else reading(segmentation, rows.tolist()),
         examples.window,
+        None if examples.volumes is None else examples.volumes[rows],
+        None if examples.spacing is None else examples.spacing[rows],
     )
 
 

@@ -4,6 +4,7 @@
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ from vaejax.datasets.geometry import Axis
 from vaejax.datasets.source import files_in
 from vaejax.datasets.windows import Lut, Scale, window
 from vaejax.errors import DataError
+
+DARK = 0.1
+"""A pixel brighter than this share of white is content."""
 
 PERCENTILES = (0.5, 99.5)
 """Of the voxels of a volume, or of all volumes: what becomes black and white where no window says."""
@@ -144,12 +148,28 @@ def axes_of(stack: Stack, config: DataConfig) -> tuple[Axis, Axis, Axis]:
     return found[0], found[1], found[2]
 
 
+def spacing_of(stack: Stack, axes: tuple[Axis, Axis, Axis], fitted: tuple[Axis, Axis]) -> tuple[float, float, float]:
+    """The mm between the slices, rows and columns at `axes`, the latter two `fitted` to a size; NaN where unknown."""
+    steps = (axes[0].step, axes[1].step * fitted[0].step, axes[2].step * fitted[1].step)
+    known = (math.nan if mm is None else mm for mm in stack.spacing)
+    slices, rows, columns = (mm * step for mm, step in zip(known, steps, strict=True))
+    return slices, rows, columns
+
+
 def images_of(stack: Stack, axes: tuple[Axis, Axis, Axis], scale: Scale | Lut) -> Float32[np.ndarray, "n h w c"]:
     """The slices at `axes` as grey values or colours in [0, 1]."""
     grey = np.empty(stack.voxels.shape, np.float32)
     for place, voxels in enumerate(stack.voxels):  # one at a time: a series may be of gigabytes
         grey[place] = scale.grey(voxels)
     return np.clip(geometry.there(grey, axes), 0.0, 1.0) if axes != tuple(map(geometry.same, grey.shape[:3])) else grey
+
+
+def wanted(images: Float32[np.ndarray, "n h w c"], config: DataConfig) -> list[int]:
+    """The slices in the range asked for with content enough."""
+    middles = (np.arange(len(images)) + 0.5) / len(images)
+    within = (middles >= config.slice_range[0]) & (middles <= config.slice_range[1])
+    content = (images > DARK).mean(axis=(1, 2, 3))
+    return [int(place) for place in np.flatnonzero(within & (content >= config.slice_content))]
 
 
 def blocks_of(images: Num[np.ndarray, "n h w c"], size: int) -> Num[np.ndarray, "n h w channels"]:

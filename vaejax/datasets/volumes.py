@@ -25,9 +25,6 @@ from vaejax.datasets.source import Examples, Source, hash_files, reading
 from vaejax.datasets.stacks import Volume
 from vaejax.errors import DataError
 
-DARK = 0.1
-"""A pixel brighter than this share of white is content."""
-
 _QUANTILES = 2001
 """Of a volume, that stand for its voxels where percentiles are those of all volumes."""
 
@@ -102,13 +99,17 @@ def _quantiles(volume: Volume) -> Num[np.ndarray, " q"] | None:
 
 
 class _Slice(NamedTuple):
-    """An example: of which volume, which slice, where its image begins in the volume's file, its mask behind; or why not."""
+    """An example: of which volume, which slice, where its image begins in the volume's file, its mask behind; or why not.
+
+    Its spacing is that of the prepared slices, rows and columns, mm.
+    """
 
     volume: int
     place: int
     shape: tuple[int, ...] = ()
     start: int = 0
     reason: str = ""
+    spacing: tuple[float, float, float] = (math.nan,) * 3
 
 
 def examples(volumes: list[Volume], masks: Masks | None, config: DataConfig) -> Examples:
@@ -147,7 +148,8 @@ def examples(volumes: list[Volume], masks: Masks | None, config: DataConfig) -> 
     numbers = {owner: number for number, owner in enumerate(owners)}  # what is unreadable is nobody's, and stays in train
     patients = np.array([-1 if part.volume in reasons else numbers[volumes[part.volume].patient] for part in chosen])
     paths = tuple(f"{volumes[part.volume].paths[0]}, slice {part.place}" for part in chosen)
-    return Examples(len(chosen), read, None, paths, patients, segmentation, measured)
+    of_volumes, spacing = np.array([part.volume for part in chosen]), np.array([part.spacing for part in chosen], np.float32)
+    return Examples(len(chosen), read, None, paths, patients, segmentation, measured, of_volumes, spacing)
 
 
 @contextlib.contextmanager
@@ -172,14 +174,14 @@ def _written(
     """Writes the wanted slices of a volume; says where they are, or why there are none."""
     number, volume = numbered
     try:
-        images, segmentation = _slices(volume, masks, config, measured)
+        images, segmentation, spacing = _slices(volume, masks, config, measured)
         blocks = stacks.blocks_of(images, config.block)
     except DataError as error:
         return [_Slice(number, 0, reason=str(error))]
     written = []
     with (folder / str(number)).open("wb") as file:
-        for place in _wanted(images, config):
-            written.append(_Slice(number, place, blocks.shape[1:], file.tell()))
+        for place in stacks.wanted(images, config):
+            written.append(_Slice(number, place, blocks.shape[1:], file.tell(), spacing=spacing))
             file.write(blocks[place].tobytes())
             file.write(b"" if segmentation is None else segmentation[place].tobytes())
     return written
@@ -202,17 +204,12 @@ def _kept(folder: Path, part: _Slice, start: int, dtype: type, shape: tuple[int,
 
 def _slices(
     volume: Volume, masks: Masks | None, config: DataConfig, measured: tuple[float, float] | None
-) -> tuple[Float32[np.ndarray, "n h w c"], UInt8[np.ndarray, "n h w"] | None]:
-    """The slices of a volume, and the classes of their pixels where masks are wanted."""
+) -> tuple[Float32[np.ndarray, "n h w c"], UInt8[np.ndarray, "n h w"] | None, tuple[float, float, float]]:
+    """The slices of a volume, the classes of their pixels where masks are wanted, and `stacks.spacing_of` it."""
     stack = volume.read()
     axes = stacks.axes_of(stack, config)
     segmentation = None if masks is None else geometry.there(mask_of(volume, stack, masks, config), axes)
-    return stacks.images_of(stack, axes, stacks.scale_of(stack, config, measured)), segmentation
-
-
-def _wanted(images: Float32[np.ndarray, "n h w c"], config: DataConfig) -> list[int]:
-    """The slices in the range asked for with content enough."""
-    middles = (np.arange(len(images)) + 0.5) / len(images)
-    within = (middles >= config.slice_range[0]) & (middles <= config.slice_range[1])
-    content = (images > DARK).mean(axis=(1, 2, 3))
-    return [int(place) for place in np.flatnonzero(within & (content >= config.slice_content))]
+    images = stacks.images_of(stack, axes, stacks.scale_of(stack, config, measured))
+    height, width = config.image_size or images.shape[1:3]
+    fitted = geometry.fitted(images.shape[1:3], (height, width), config.resize)
+    return images, segmentation, stacks.spacing_of(stack, axes, fitted)
