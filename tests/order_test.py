@@ -12,6 +12,7 @@ from vaejax import order, pipeline
 def test_an_epoch_is_the_pipelines(n, seed, epoch):
     positions = epoch * n + np.arange(n)
     expected = pipeline.epoch_order(tf.constant(positions), n, seed)
+    np.testing.assert_array_equal(np.sort(expected), np.arange(n))  # each image once
     np.testing.assert_array_equal(order.at(positions, n, seed), expected)
 
 

@@ -38,12 +38,21 @@ def of_batches(step: int, count: int, batch_size: int, n: int, seed: int) -> Int
 @functools.lru_cache(maxsize=2)
 def _epoch(n: int, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
     """The cipher permutes a block of numbers, of which n are images: each is enciphered until an image comes out."""
-    half = (max((n - 2).bit_length(), SMALLEST) + 1) // 2
+    half = (max((n - 1).bit_length(), SMALLEST) + 1) // 2
     enciphered = _simon(half, _epoch_key(seed, epoch))
-    order = enciphered[np.arange(n) % len(enciphered)]  # TensorFlow's block is one too small where n is one more than it
+    order = enciphered[:n].copy()
     while (outside := np.flatnonzero(order >= n)).size:
         order[outside] = enciphered[order[outside]]
     return order
+
+
+def shuffled_numbers(n: int) -> int:
+    """Numbers that TensorFlow is to shuffle for n images: n, or one more, which is then passed over.
+
+    Its block is one too small where n is one more than it: one image would stand twice in an epoch, and another never.
+    """
+    block = 4 ** ((max((n - 2).bit_length(), SMALLEST) + 1) // 2)
+    return n + (n > block)
 
 
 def _simon(half: int, key: _Words) -> Int64[np.ndarray, " numbers"]:

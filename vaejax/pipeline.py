@@ -14,7 +14,7 @@ from vaejax import augment as augmentation
 from vaejax.batches import require_enough
 from vaejax.config import AugmentConfig
 from vaejax.datasets import Split
-from vaejax.order import ROUNDS
+from vaejax.order import ROUNDS, shuffled_numbers
 
 # TensorFlow prepares images on the CPU; the accelerators' memory is JAX's.
 tf.config.set_visible_devices([], "GPU")
@@ -90,10 +90,16 @@ def epoch_order(positions: Int64[tf.Tensor, " B"], n: int, seed: int) -> Int64[t
     # The shuffle looks at 8 bits of each word of its key and at 4 rounds is visibly too even: hash, and take more.
     epochs = positions // n
     first = epochs[0]
-    keys = tf.stack([_epoch_key(seed, first), _epoch_key(seed, first + 1)])
-    return tf.raw_ops.RandomIndexShuffle(
-        index=positions % n, seed=tf.gather(keys, epochs - first), max_index=tf.constant(n - 1, tf.int64), rounds=ROUNDS
-    )
+    keys = tf.gather(tf.stack([_epoch_key(seed, first), _epoch_key(seed, first + 1)]), epochs - first)
+
+    def shuffled(places: Int64[tf.Tensor, " B"]) -> Int64[tf.Tensor, " B"]:
+        last = tf.constant(shuffled_numbers(n) - 1, tf.int64)
+        return tf.raw_ops.RandomIndexShuffle(index=places, seed=keys, max_index=last, rounds=ROUNDS)
+
+    found = shuffled(positions % n)
+    if shuffled_numbers(n) == n:
+        return found
+    return tf.where(found == n, shuffled(tf.fill(tf.shape(positions), tf.constant(n, tf.int64))), found)
 
 
 def quantize(images: Float32[tf.Tensor, "*B"], levels: int) -> Float32[tf.Tensor, "*B"]:
