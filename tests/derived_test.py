@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from etils import epath
 from PIL import Image
 from pyarrow import parquet
 from volumes_test import save_dicom, save_nifti
@@ -19,6 +20,7 @@ from volumes_test import save_dicom, save_nifti
 from vaejax import calibration, checkpoints, cli, derived, experiment, keys, runs, screening, studies, training
 from vaejax.applications import anomaly, embedding, inpainting, reconstruction, segmentation
 from vaejax.config import from_dict
+from vaejax.errors import DataError
 from vaejax.runs import Run
 from vaejax.screening import Normal
 
@@ -111,6 +113,15 @@ def weights(run: Run) -> Any:
 
 
 # --- anomalies
+
+
+def test_a_score_that_is_no_number_is_no_verdict(volumes, scans, tmp_path, monkeypatch):
+    def scored(run, look, normal, study, index):
+        return {name: np.where(index == 1, np.nan, 0.5) for name in screening.SCORES}
+
+    monkeypatch.setattr(derived, "_scored", scored)
+    with pytest.raises(DataError, match=r"expected a number for every image of study [0-9a-f]+, found none for index 1"):
+        derived.anomaly(volumes, epath.Path(tmp_path / "out"), False, str(scans / "JaneRoe.nii.gz"), None, False)
 
 
 def test_maps_lie_on_their_scans_and_p_values_come_from_the_calibration(volumes, scans, tmp_path, capsys):

@@ -226,6 +226,20 @@ def test_an_inspection_counts_what_was_planted(folder):
     assert NAME not in json.dumps(facts)
 
 
+def test_a_patient_in_two_splits_is_a_number_on_the_page_and_a_name_on_the_terminal(tmp_path, capsys):
+    folder, lines = tmp_path / "in", ["path,patient,split"]
+    for i, (patient, split) in enumerate(zip("abcab", ("train", "val", "test", "val", "val"), strict=True)):
+        save_png(folder / f"{NAME}{i}.png", noise(1, 8, 8)[0])
+        lines.append(f"{NAME}{i}.png,{patient},{split}")
+    (folder / "table.csv").write_text("\n".join(lines))
+    assert cli.main(["inspect", str(folder / "table.csv"), f"--output={tmp_path / 'out'}"]) == 0
+    assert f"such as {NAME}0.png (train) and {NAME}3.png (val)" in capsys.readouterr().err.replace("\n", " ")
+    for name in ("inspection.html", "inspection.json"):
+        page = (tmp_path / "out" / name).read_text()
+        assert "found 1 in several" in page
+        assert NAME not in page
+
+
 def test_examples_are_chosen_by_the_seed(folder):
     config = DataConfig(name="image_folder", path=str(folder))
     first, again, other = (inspection.inspect(config, "", seed).examples["a"] for seed in (0, 0, 1))

@@ -12,7 +12,9 @@ from vaejax.datasets import isolation
 def test_a_mutation_is_read_or_refused(name):
     result = mutations.run(name, 200, seed=1)
     assert result["broken"] == 0, result
-    assert min(result["read"], result["refused"]) > 5  # some damage is none, and most is
+    assert (
+        min(result["read"], result["refused"]) > 5
+    )  # some damage is none, and most is: of NPZ files, compressed and with sums, 10 are read
 
 
 def test_what_breaks_the_promise_is_counted(monkeypatch):

@@ -128,6 +128,22 @@ def test_a_patient_has_several_volumes_and_their_spacing_is_that_of_the_images(t
     np.testing.assert_allclose(other["spacing"], [[3.0, 2.0, 1.0]] * 3)
 
 
+def test_intervals_draw_the_volumes_of_a_patient_together():
+    """Ten volumes a patient that are all alike say no more than one."""
+    draw = np.random.default_rng(0)
+    true = np.ones((60, 4, 4), int)
+    guess = np.repeat((draw.random((6, 4, 4)) < np.linspace(0.2, 1.0, 6)[:, None, None]).astype(int), 10, axis=0)
+    patients = np.arange(6).repeat(10)
+    apart = segmentation.measure(segmentation.Masks(true, guess, np.arange(60)), 2)
+    together = segmentation.measure(segmentation.Masks(true, guess, np.arange(60), patients=patients), 2)
+    alone = segmentation.measure(segmentation.Masks(true[::10], guess[::10], np.arange(6)), 2)
+    wide, narrow, expected = (found["mean"]["dice"] for found in (together, apart, alone))
+    assert wide["n"] == 60
+    assert wide["mean"] == pytest.approx(expected["mean"])
+    assert (wide["low"], wide["high"]) == pytest.approx((expected["low"], expected["high"]))
+    assert wide["high"] - wide["low"] > 2 * (narrow["high"] - narrow["low"])
+
+
 def test_an_image_alone_has_an_outline():
     true, guess = np.zeros((2, 1, 30, 30), int)
     true[0, 5:25, 5:25], guess[0, 5:25, 5:20] = 1, 1  # most voxels are inside of both

@@ -463,6 +463,8 @@ def test_the_list_of_paths_is_its_owners_alone(tmp_path):
     file = studies.write_index(tmp_path, {"abc": ["JaneRoe.nii"]})
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert json.loads(file.read_text()) == {"abc": ["JaneRoe.nii"]}
+    studies.write_index(tmp_path, {"def": ["JohnDoe.nii"]})  # another verb, whose results lie beside those
+    assert json.loads(file.read_text()) == {"abc": ["JaneRoe.nii"], "def": ["JohnDoe.nii"]}
 
 
 # --- of a run

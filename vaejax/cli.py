@@ -275,7 +275,7 @@ def _of_split(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
 
 
-_PATH = "a PNG, JPEG or NIfTI file, or a folder with such or DICOM series"
+_PATH = "a PNG, JPEG, TIFF, NPY or NIfTI file, or a folder with such or DICOM series"
 
 
 def _of_files(verb: argparse.ArgumentParser, what: str) -> None:

@@ -288,6 +288,9 @@ def anomaly(run: Run, output: epath.Path, best: bool, path: str, alpha: float | 
         key = keys.stream(jax.random.key(run.config.evaluation.draw), "anomaly of files")
         compute = functools.partial(_scored, run, screening.look(run, params, names, key), normal)
         found = write_studies(run, output, path, compute, identify, batch_size=screening.rows_at_a_time(run))
+    for name, numbers in found.items():
+        counted = {score: np.where(numbers["wanted"], numbers[score], 0.0) for score in names}
+        screening.require_numbers(counted, f"study {name}")
     verdicts = {name: _verdict(numbers, normal, config.score) for name, numbers in found.items()}
     result = {
         "notice": screening.NOTICE,

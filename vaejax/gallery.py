@@ -70,7 +70,8 @@ def sample(
     arrays = {"images": images} if labels is None else {"images": images, "label": labels}
     report.save(output, "samples", rows if n > COLUMNS else images[np.newaxis], arrays)
     if form != "png":
-        _write_made(output, report.shown(images), form)
+        block = run.config.data.block
+        _write_made(output, images[..., block // 2 :][..., :1] if block > 1 else report.shown(images), form)
 
 
 def _write_made(output: epath.Path, images: Float32[np.ndarray, "n h w ch"], form: str) -> None:

@@ -148,7 +148,7 @@ def inspect(config: DataConfig, why: str, seed: int = 0) -> Inspection:
         raise DataError(f"data.name={config.name!r}: expected one of {', '.join(SOURCES)}.")
     source = SOURCES[name](config)
     found = source.open()
-    splits, fraction, problem = _splits(source, found, config)
+    splits, fraction, problem, notes = _splits(source, found, config)
     names = _label_names(source, splits)
     read = _read(splits, names, seed)
     if not read.tally.images:
@@ -173,6 +173,7 @@ def inspect(config: DataConfig, why: str, seed: int = 0) -> Inspection:
     }
     facts["suspicious"] = ([problem] if problem else []) + _suspicious(facts, config.normal)
     private = {
+        "problem": notes,
         "unreadable": [{"path": path, "reason": reason} for _, path, reason in read.unreadable],
         "equal": [[example_name(split, splits[split], i) for split, i in group] for group in read.tally.groups.values()],
     }
@@ -189,19 +190,22 @@ class _Read(NamedTuple):
     examples: dict[str, list[np.ndarray]]
 
 
-def _splits(source: Source, found: dict[str, Examples], config: DataConfig) -> tuple[dict[str, Examples], float | None, str]:
-    """The splits that training would have, the share set apart for validation or test, and what hinders them."""
-    train, asked, problem = found["train"], config.validation_fraction, ""
+def _splits(
+    source: Source, found: dict[str, Examples], config: DataConfig
+) -> tuple[dict[str, Examples], float | None, str, list[str]]:
+    """The splits that training would have, the share set apart for validation or test, what hinders them, and where."""
+    train, asked, problem, notes = found["train"], config.validation_fraction, "", list[str]()
     missing = not {"val", "test"} <= set(found)
     few = train.n < 200 if train.patients is None else len(np.unique(train.patients)) < 20
     tried = (asked,) if not missing or asked != DataConfig.validation_fraction else FRACTIONS[1:] if few else FRACTIONS
     for fraction in tried:
         try:
             made = arranged(found, dataclasses.replace(config, validation_fraction=fraction), source.label_names)
-            return {split: made[split] for split in ORDER if split in made}, fraction if missing else None, ""
+            return {split: made[split] for split in ORDER if split in made}, fraction if missing else None, "", []
         except DataError as error:
+            notes = notes or list(getattr(error, "__notes__", ()))
             problem = problem or f"no splits can be made: {error}"
-    return found, None, problem
+    return found, None, problem, notes
 
 
 def _made_with(fraction: float | None, config: DataConfig) -> dict[str, Any]:

@@ -13,9 +13,6 @@ from vaejax.models import Params, condition_of
 from vaejax.progress import bar
 from vaejax.runs import Run
 
-PLANES = ("pca", "tsne")
-"""The choices of `--map`."""
-
 MOST = 20_000
 """Training images that a probe is fitted to, at most; beyond it, evenly spaced ones."""
 

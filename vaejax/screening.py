@@ -256,11 +256,6 @@ def ranking(scores: Float[np.ndarray, " n"], truth: Truth, groups: Int[np.ndarra
     return {name: resampling.estimate(functools.partial(statistic, measure), groups, DRAWS) for name, measure in kinds.items()}
 
 
-def dice(maps: Bool[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"]) -> float:
-    """Dice coefficient of all pixels together."""
-    return float(sklearn_metrics.f1_score(masks.ravel(), maps.ravel(), zero_division=0.0))
-
-
 def _screened(
     run: Run,
     params: Params,
@@ -287,7 +282,7 @@ def _screened(
             keep(maps)
             show(int(batch["index"][-1]) + 1, "")
     joined = {name: np.concatenate(parts) for name, parts in values.items()}
-    _require_numbers(joined, split)
+    require_numbers(joined, split)
     return Screened(joined, float(np.concatenate(quantiles).mean()), (total / n).astype(np.float32))
 
 
@@ -318,7 +313,8 @@ def _score(run: Run, name: str, params: Params, images: Any, example_keys: Any, 
     return anomaly.score(run.model, params, images, example_keys, name, run.config.anomaly, condition)
 
 
-def _require_numbers(values: dict[str, Float[np.ndarray, " n"]], split: str) -> None:
+def require_numbers(values: Mapping[str, Float[np.ndarray, " n"]], split: str) -> None:
+    """Raises DataError where a score is no number for an image of a split, or of a study by its id."""
     for name, scores in values.items():
         if not np.isfinite(scores).all():
             raise DataError(

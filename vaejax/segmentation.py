@@ -34,6 +34,8 @@ class Masks(NamedTuple):
     """Between slices, rows and columns, mm; None where unknown."""
     kind: str = "volume"
     """What counts as a volume."""
+    patients: Int[np.ndarray, " n"] | None = None
+    """Whose each slice is, by number; None where unknown: then every volume is taken for another's."""
 
 
 def require(run: Run) -> None:
@@ -55,7 +57,7 @@ def masks(run: Run, params: Params, split: str) -> Masks:
         for name, values in of_batch.items():
             found.setdefault(name, []).append(np.asarray(values)[batch["mask"]])
     whole = {name: np.concatenate(parts) for name, parts in found.items()}
-    drawn = Masks(whole["true"], whole["guess"], np.arange(len(whole["true"])), None, "image")
+    drawn = Masks(whole["true"], whole["guess"], np.arange(len(whole["true"])), None, "image", whole.get("patient"))
     columns = run.data.splits[split].columns
     if "volume" in columns:
         return drawn._replace(volumes=columns["volume"], spacing=columns.get("spacing"), kind="volume")
@@ -71,6 +73,7 @@ def measure(drawn: Masks, regions: int) -> dict[str, Any]:
     """
     numbers = np.unique(drawn.volumes)
     coefficient, distance = np.full((2, len(numbers), regions - 1), np.nan)
+    owners = np.array([(drawn.volumes if drawn.patients is None else drawn.patients)[drawn.volumes == n][0] for n in numbers])
     spacing, unit = _spacing(drawn)
     for row, number in enumerate(numbers):
         slices = drawn.volumes == number
@@ -81,15 +84,15 @@ def measure(drawn: Masks, regions: int) -> dict[str, Any]:
             distance[row, column] = segmentation.hausdorff95(true, guess, tuple(between[3 - true.ndim :]))
     classes = {
         str(column + 1): {
-            "dice": _entry(coefficient[:, column], "1"),
-            "hausdorff95": _entry(np.where(np.isinf(distance[:, column]), np.nan, distance[:, column]), unit),
+            "dice": _entry(coefficient[:, column], owners, "1"),
+            "hausdorff95": _entry(np.where(np.isinf(distance[:, column]), np.nan, distance[:, column]), owners, unit),
             "unmatched": int(np.isinf(distance[:, column]).sum()),
         }
         for column in range(regions - 1)
     }
     of_volumes = np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in coefficient])
     counts = {"volumes": len(numbers), "volume": drawn.kind, "slices": len(drawn.true)}
-    return counts | {"classes": classes, "mean": {"dice": _entry(of_volumes, "1")}}
+    return counts | {"classes": classes, "mean": {"dice": _entry(of_volumes, owners, "1")}}
 
 
 def _spacing(drawn: Masks) -> tuple[Float[np.ndarray, "n 3"], str]:
@@ -106,9 +109,10 @@ def _region(classes: Int[np.ndarray, "n h w"], number: int) -> Bool[np.ndarray, 
     return region[0] if len(region) == 1 else region
 
 
-def _entry(values: Float[np.ndarray, " n"], unit: str) -> dict[str, Any]:
-    values = values[~np.isnan(values)]
+def _entry(values: Float[np.ndarray, " n"], owners: Int[np.ndarray, " n"], unit: str) -> dict[str, Any]:
+    """Mean and interval, the volumes of one owner drawn together."""
+    owners, values = owners[~np.isnan(values)], values[~np.isnan(values)]
     if not len(values):
         return {"mean": None, "low": None, "high": None, "n": 0, "unit": unit}
-    low, high = resampling.interval(lambda rows: float(values[rows].mean()), np.arange(len(values)))
+    low, high = resampling.interval(lambda rows: float(values[rows].mean()), owners)
     return {"mean": float(values.mean()), "low": low, "high": high, "n": len(values), "unit": unit}

@@ -162,11 +162,15 @@ def mask(path: Path, study: Study, config: DataConfig) -> Bool[np.ndarray, "n H 
 
 
 def write_index(folder: Path, paths: Mapping[str, Sequence[str]]) -> Path:
-    """Writes studies.json, which says which id is of which files; only its owner can read it, as paths can carry names."""
+    """Writes studies.json, which says which id is of which files; only its owner can read it, as paths can carry names.
+
+    Those that are there already stay: their results lie in the folder, too.
+    """
     file = folder / "studies.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
     file.touch(mode=0o600)
     file.chmod(0o600)
-    file.write_text(json.dumps(paths, indent=2) + "\n")
+    file.write_text(json.dumps(known | dict(paths), indent=2) + "\n")
     return file
 
 

@@ -63,6 +63,8 @@ def inspect(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     Console(markup=False).print(table, _splits(found.facts["splits"]))
     for sentence in found.facts["suspicious"]:
         console.print(f"look at: {sentence}", markup=False)
+    for note in found.private["problem"]:  # it names files, so that it is in no page
+        console.print(note, markup=False)
     for file in found.private["unreadable"][:20]:
         console.print(f"unreadable: {file['path']}: {file['reason']}", markup=False)
     text = None

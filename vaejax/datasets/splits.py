@@ -121,7 +121,7 @@ def pixel_hash(image: Num[np.ndarray, "..."]) -> str:
 
 
 def _check_patients(splits: dict[str, Examples]) -> None:
-    """Raises DataError where a patient is in two splits, naming the first example in each."""
+    """Raises DataError where a patient is in two splits; its note alone names examples, which can tell who is shown."""
     home: dict[int, tuple[str, int]] = {}
     strays: dict[int, tuple[tuple[str, int], tuple[str, int]]] = {}
     for split, examples in splits.items():
@@ -132,10 +132,11 @@ def _check_patients(splits: dict[str, Examples]) -> None:
     if strays:
         places = next(iter(strays.values()))
         where = " and ".join(f"{example_name(split, splits[split], i)} ({split})" for split, i in places)
-        raise DataError(
-            f"expected every patient in one split, found {len(strays)} in several, as {where}. Move all images of a patient "
-            "into one."
+        error = DataError(
+            f"expected every patient in one split, found {len(strays)} in several. Move all images of a patient into one."
         )
+        error.add_note(f"such as {where}")
+        raise error
 
 
 def _units(train: Examples) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"] | None]:
