@@ -97,7 +97,7 @@ def main() -> None:
         test = np.concatenate([test, *(images["test"][name] for name in CLASSES if name != normal)])
         truth, others, seconds = np.arange(len(test)) >= 150, {}, {}
         began = time.perf_counter()
-        ours = scores(fit(config, train, val, arguments.seed), test, "ssim").value
+        ours = scores(fit(config, train, val, arguments.seed), test, "two_scale_ssim").value
         seconds["vaejax"] = time.perf_counter() - began
         for name in ("pythae", "autoencoder"):
             began = time.perf_counter()
