@@ -121,7 +121,7 @@ def test_two_scale_ssim_is_the_geometric_mean_of_ssim_inside_and_of_half_the_siz
 
 def test_an_image_restored_exactly_has_no_two_scale_difference():
     same = images()
-    found = anomaly._two_scale_ssim(same, same)
+    found = anomaly.two_scale_ssim(same, same)
     assert np.abs(found.value).max() < 1e-3
     assert np.abs(found.map).max() < 1e-3
 

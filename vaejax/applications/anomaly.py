@@ -88,8 +88,25 @@ def score(
     if name == "ssim":
         return Scores(1.0 - metrics.ssim(images, restored), 1.0 - metrics.ssim_map(images, restored))
     if name == "two_scale_ssim":
-        return _two_scale_ssim(images, restored)
+        return two_scale_ssim(images, restored)
     return Scores(metrics.mse(images, restored), (metrics.smoothed(images - restored) ** 2).mean(axis=-1))
+
+
+def two_scale_ssim(images: Float[Array, "b h w c"], restored: Float[Array, "b h w c"]) -> Scores:
+    """1 - SSIM at full and at half size, multiplied: how far any reconstruction is from its image.
+
+    Args:
+        images: in [0, 1], of at least 22 pixels on a side.
+        restored: the same, as a model gives them back.
+
+    Raises:
+        ValueError: images are smaller than that.
+    """
+    coarse = 1.0 - metrics.ssim_map(metrics.halved(images), metrics.halved(restored))
+    value = (1.0 - metrics.ssim(images, restored)) * coarse.mean(axis=(1, 2))
+    pixels = (1.0 - metrics.ssim_map(images, restored)) * jax.image.resize(coarse, images.shape[:3], "linear")
+    # SSIM is at most 1 but for rounding; the root of a negative number would be none.
+    return Scores(*(jnp.sqrt(jnp.maximum(product, 0.0)) for product in (value, pixels)))
 
 
 def relative(maps: Float[Array, "b h w"], usual: Float[Array, "h w"]) -> Float[Array, "b h w"]:
@@ -140,14 +157,6 @@ def _likelihood(
     pixels = inference.likelihood.pixel_log_prob(images)
     log_weights = pixels.sum(axis=(2, 3, 4)) - inference.log_ratio
     return Scores(-log_mean_exp(log_weights), -pixels.mean(axis=0).sum(axis=-1))
-
-
-def _two_scale_ssim(images: Float[Array, "b h w c"], restored: Float[Array, "b h w c"]) -> Scores:
-    coarse = 1.0 - metrics.ssim_map(metrics.halved(images), metrics.halved(restored))
-    value = (1.0 - metrics.ssim(images, restored)) * coarse.mean(axis=(1, 2))
-    pixels = (1.0 - metrics.ssim_map(images, restored)) * jax.image.resize(coarse, images.shape[:3], "linear")
-    # SSIM is at most 1 but for rounding; the root of a negative number would be none.
-    return Scores(*(jnp.sqrt(jnp.maximum(product, 0.0)) for product in (value, pixels)))
 
 
 def _rate(
