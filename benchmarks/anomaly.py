@@ -1,22 +1,26 @@
 """Anomalies on real images: ranking, calibration, planted lesions; vaejax's one fixed score beside PCA, and beside peers.
 
+    python benchmarks/anomaly.py choose DATA           # which score and model, on data apart from all that follows
     python benchmarks/anomaly.py mednist FOLDER        # six classes, each in turn the normal one
     python benchmarks/anomaly.py xray FILE.npz         # Shenzhen: normal -> tuberculosis, five splits
-    python benchmarks/anomaly.py lesions FOLDER FILE   # hippocampus volumes and X-rays, pixels
+    python benchmarks/anomaly.py lesions FOLDER FILE --model dense_augmented    # hippocampus volumes and X-rays, pixels
     python benchmarks/anomaly.py stream                # images a second and peak memory of scores with maps
 
 Every model is trained on normal images alone, for a fixed number of steps; the weights kept are those of the lowest validation
 loss, on other normal images, among every hundredth step. Thresholds come from a third set. One score for
-all was fixed before: SSIM. Results are printed as JSON lines; whatever is random is named by its seed.
+all was chosen by `choose`, which reads no test label of MedNIST or Shenzhen: SSIM at two scales. Results are printed as JSON
+lines; whatever is random is named by its seed.
 """
 
 import argparse
 import functools
+import gzip
 import json
 import math
 import resource
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +62,15 @@ def configuration(latents: int = 32, **sections: dict[str, Any]) -> Config:
     return from_dict({name: defaults.get(name, {}) | sections.get(name, {}) for name in defaults | sections})
 
 
+def changes(config: Config) -> Callable[[np.ndarray, tuple[int, int]], np.ndarray]:
+    """What `augment.*` asks for, of a batch and a seed; the images as they are where it is off."""
+    if not config.augment.active:
+        return lambda images, seed: images
+    from vaejax import augment
+
+    return lambda images, seed: augment.augment(images, seed, config.augment).numpy()
+
+
 def fit(config: Config, train: Float[np.ndarray, "n h w c"], val: Float[np.ndarray, "m h w c"], seed: int = 0) -> Fitted:
     """Trains on arrays."""
     model = models.build(config.model, train.shape[1:])
@@ -65,12 +78,13 @@ def fit(config: Config, train: Float[np.ndarray, "n h w c"], val: Float[np.ndarr
     key = jax.random.key(seed)
     state = training.init(model, objective, stream(key, "init"))
     step, look = training.train_step(objective, config.training.ema_decay), training.eval_step(model, config.objective)
+    change = changes(config)
     random, noise, best = np.random.default_rng(seed), stream(key, "noise"), (math.inf, None)
     train, val = (batches.quantize(images, model.levels) for images in (train, val))
     size = min(config.data.batch_size, len(train))
     for number in range(1, config.training.steps + 1):
         rows = random.choice(len(train), size, replace=False)
-        state, _ = step(state, training.place(batch_of(train[rows], rows)), noise)
+        state, _ = step(state, training.place(batch_of(change(train[rows], (seed, number)), rows)), noise)
         if number % 100 == 0 or number == config.training.steps:
             loss = float(np.mean(look(state.ema, batch_of(val), jax.random.key(0))["loss"]))
             if loss < best[0]:
@@ -158,6 +172,81 @@ def dealt(images: dict[str, dict[str, np.ndarray]], normal: str, seed: int, as_g
     return tuple(np.split(everything[random.permutation(len(everything))], [400, 450, 550]))
 
 
+def dense(steps: int = 600, **sections: dict[str, Any]) -> Config:
+    """No convolutions, for X-rays and planted lesions: few images, all in one place."""
+    return configuration(model={"network": "mlp"}, training={"steps": steps, "ema_decay": 0.99}, **sections)
+
+
+CHANGES = {"crop": 0.15, "brightness": 0.05, "contrast": 0.2}
+CANDIDATES = {
+    "plain": configuration(),
+    "augmented": configuration(augment=CHANGES),
+    "small": configuration(8),
+    "dense": dense(),
+    "dense_augmented": dense(2_000, augment=CHANGES),
+}
+
+
+class Problem(NamedTuple):
+    """Normal images, and others among which the strange ones are known."""
+
+    name: str
+    train: np.ndarray
+    val: np.ndarray
+    calibrating: np.ndarray
+    test: np.ndarray
+    truth: np.ndarray
+
+
+def problems(data: Path, side: int) -> Iterator[Problem]:
+    """MedNIST's validation folders, chest X-rays, ultrasound of the breast, and five digits: no test folder of MedNIST."""
+    random, images = np.random.default_rng(0), mednist(data / "mednist", side)
+    for name in CLASSES:
+        own = images["train"][name][random.permutation(500)]
+        test = np.concatenate([images["val"][name], *(images["val"][other] for other in CLASSES if other != name)])
+        yield Problem(f"mednist {name}", *np.split(own, [400, 450]), test, np.arange(len(test)) >= 50)
+    for file, normal, apart, splits in (("pneumoniamnist_rebuilt", 0, 100, ("test",)), ("breastmnist", 1, 50, ("val", "test"))):
+        with np.load(data / "medmnist" / f"{file}.npz") as arrays:
+            own = unit(arrays["train_images"][arrays["train_labels"].ravel() == normal])
+            test, labels = (np.concatenate([arrays[f"{split}_{kind}"] for split in splits]) for kind in ("images", "labels"))
+        own = own[random.permutation(len(own))]
+        yield Problem(file, *np.split(own, [len(own) - 2 * apart, len(own) - apart]), unit(test), labels.ravel() != normal)
+    (images, labels), (others, kinds) = (digits(data / "mnist", prefix) for prefix in ("train", "t10k"))
+    test, kinds = (np.concatenate([array[kinds == digit][:100] for digit in range(10)]) for array in (others, kinds))
+    for digit in (2, 4, 5, 8, 9):
+        own = unit(images[labels == digit][:600])
+        yield Problem(f"mnist {digit}", *np.split(own, [400, 500]), unit(test), kinds != digit)
+
+
+def unit(images: np.ndarray) -> Float[np.ndarray, "n h w 1"]:
+    return np.float32(images)[..., np.newaxis] / 255
+
+
+def digits(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+    """MNIST's images and labels, without their headers."""
+    contents = (gzip.decompress((folder / f"{prefix}-{name}-ubyte.gz").read_bytes()) for name in ("images-idx3", "labels-idx1"))
+    images, labels = (np.frombuffer(each, np.uint8, offset=offset) for each, offset in zip(contents, (16, 8), strict=True))
+    return images.reshape(-1, 28, 28), labels
+
+
+def run_choose(arguments: argparse.Namespace) -> None:
+    """AUROC of every score, and of conformal p-values of two together, on every problem; the highest mean is chosen."""
+    config, found = CANDIDATES[arguments.model], []
+    for problem in problems(arguments.paths[0], arguments.side):
+        if not problem.name.startswith(tuple(arguments.problems)):
+            continue
+        fitted = fit(config, problem.train, problem.val, arguments.seed)
+        values = {name: scores(fitted, problem.test, name).value for name in arguments.scores}
+        pair = []
+        for name in ("ssim", "error"):
+            usual = scores(fitted, problem.calibrating, name).value
+            pair.append(-np.log(calibration.p_values(usual, scores(fitted, problem.test, name).value)))
+        values |= {"largest of conformal": np.maximum(*pair), "mean of conformal": (pair[0] + pair[1]) / 2}
+        found.append({name: auroc(problem.truth, value) for name, value in values.items()})
+        tell(model=arguments.model, problem=problem.name, train=len(problem.train), loss=fitted.loss, **found[-1])
+    tell(model=arguments.model, **{f"mean {name}": float(np.mean([each[name] for each in found])) for name in found[0]})
+
+
 def run_mednist(arguments: argparse.Namespace) -> None:
     images, found = mednist(arguments.paths[0], arguments.side), []
     for normal in arguments.classes:
@@ -215,9 +304,6 @@ def hippocampus(folder: Path) -> tuple[Float[np.ndarray, "n 64 64 1"], Int[np.nd
     return np.stack(found)[..., np.newaxis], np.array(patients)
 
 
-DENSE = configuration(model={"network": "mlp"}, training={"steps": 600, "ema_decay": 0.99})
-
-
 def shares(n: int, seed: int) -> list[Int[np.ndarray, " m"]]:
     """60 % for training (a sixth of it for validation), 15 % for calibration, 25 % for the test."""
     return np.split(np.random.default_rng(seed).permutation(n), [round(share * n) for share in (0.5, 0.6, 0.75)])
@@ -228,7 +314,7 @@ def run_xray(arguments: argparse.Namespace) -> None:
     normal, sick = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
     for seed in range(arguments.seed, arguments.seed + arguments.splits):
         train, val, calibrating, test = (normal[part] for part in shares(len(normal), seed))
-        fitted = fit(DENSE, images[train], images[val], seed)
+        fitted = fit(CANDIDATES["dense"], images[train], images[val], seed)
         rows, truth = np.r_[test, sick], np.arange(len(test) + len(sick)) >= len(test)
         values = {name: scores(fitted, images[rows], name).value for name in arguments.scores}
         others = {name: values[name] for name in arguments.scores[1:]}
@@ -247,7 +333,8 @@ def run_lesions(arguments: argparse.Namespace) -> None:
     for name, images, patients in (("hippocampus", slices, volumes), ("xray", radiographs, np.arange(len(radiographs)))):
         parts = [np.flatnonzero(np.isin(patients, part)) for part in shares(patients.max() + 1, arguments.seed)]
         train, val, calibrating, test = (images[part] for part in parts)
-        fitted, linear = fit(DENSE, train, val, arguments.seed), floor(np.concatenate([train, val]), 32)
+        planted = parts[2 if arguments.apart else 3]
+        fitted, linear = fit(CANDIDATES[arguments.model], train, val, arguments.seed), floor(np.concatenate([train, val]), 32)
         score, usual = arguments.scores[0], scores(fitted, val, SETTINGS.map).map.mean(axis=0)
         normal = scores(fitted, calibrating, score)
         tell(data=name, flagged=flagged(normal.value, scores(fitted, test, score).value), test=len(test))
@@ -258,9 +345,9 @@ def run_lesions(arguments: argparse.Namespace) -> None:
 
         limits = [quantiles(each) for each in maps(calibrating)]
         for contrast in lesions.CONTRASTS:
-            changed, masks = lesions.plant_all(test[..., 0], contrast)
+            changed, masks = lesions.plant_all(images[planted, ..., 0], contrast, seed=int(arguments.apart))
             found = maps(changed[..., np.newaxis])
-            tell(data=name, contrast=contrast, **pixels(found, masks, limits, patients[parts[3]], contrast == 0.10))
+            tell(data=name, contrast=contrast, **pixels(found, masks, limits, patients[planted], contrast == 0.10))
 
 
 def quantiles(maps: Float[np.ndarray, "n h w"]) -> float:
@@ -311,16 +398,21 @@ def tell(**facts: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("mednist", "xray", "lesions", "stream"))
+    parser.add_argument("what", choices=("choose", "mednist", "xray", "lesions", "stream"))
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--as-given", action="store_true", help="MedNIST: the folders as they are")
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--classes", nargs="+", default=CLASSES)
-    parser.add_argument("--scores", nargs="+", default=["ssim", "likelihood", "error"])
+    parser.add_argument("--model", choices=CANDIDATES, default="plain", help="choose, lesions: of the candidates")
+    parser.add_argument(
+        "--problems", nargs="+", default=("mednist", "pneumonia", "breast", "mnist"), help="choose: names' starts"
+    )
+    parser.add_argument("--apart", action="store_true", help="lesions: others, in the calibration images, for choosing")
+    parser.add_argument("--scores", nargs="+", default=["two_scale_ssim", "ssim", "likelihood", "error"])
     arguments = parser.parse_args()
-    runs = {"mednist": run_mednist, "xray": run_xray, "lesions": run_lesions, "stream": run_stream}
+    runs = {"choose": run_choose, "mednist": run_mednist, "xray": run_xray, "lesions": run_lesions, "stream": run_stream}
     runs[arguments.what](arguments)
 
 

@@ -4,7 +4,7 @@
     vaejax anomaly runs/hand --best
 
 Another class is normal with --config.data.normal='("CXR",)'. A minute on two free CPU cores. `benchmarks/anomaly.py mednist`
-trains this model on arrays and shuffles the folders, in which neighbours look alike: AUROC 0.995 there.
+trains this model on arrays; its `choose` picked the score on other data: AUROC of Hand 0.996 on the folders as they are.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from vaejax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The quickstart's networks with twice the latents; a Gaussian with one scale, and the default score."""
+    """The quickstart's networks with twice the latents; a Gaussian with one scale; SSIM at two scales."""
     config = default_config()
     config.data.name = "image_folder"
     config.data.path = "mednist"
@@ -27,4 +27,5 @@ def get_config() -> ConfigDict:
     config.training.checkpoint_every = 350
     config.training.log_every = 70
     config.training.ema_decay = 0.99
+    config.anomaly.score = "two_scale_ssim"
     return config

@@ -56,6 +56,13 @@ def ssim_map(images: Float[Array, "b h w c"], others: Float[Array, "b h w c"]) -
     return dm_pix.ssim(first, second, return_map=True).mean(axis=-1)
 
 
+def halved(images: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
+    """Images of half the size, each pixel the mean of four; the last row or column of an odd size is left out."""
+    batch, height, width, channels = images.shape
+    even = images[:, : height // 2 * 2, : width // 2 * 2]
+    return even.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
 def smoothed(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Images, or differences of images, averaged by the Gaussian window of SSIM, of 1.5 pixels; zeros beyond the edges."""
     return dm_pix.gaussian_blur(images, 1.5, SSIM_WINDOW)

@@ -1,4 +1,4 @@
-"""How far images are from those that a model was trained on: one number an image and a map of where, by one of five scores.
+"""How far images are from those that a model was trained on: one number an image and a map of where, by one of six scores.
 
 Larger is stranger, in every score and every map. All look at one image at a time, and what is drawn is fixed by the keys.
 """
@@ -34,6 +34,8 @@ def undefined(model: Model, name: str) -> str | None:
     """Why a model has no such score; None where it has."""
     if name == "ssim" and not metrics.has_ssim(model.image_shape):
         return f"images are smaller than the window of {metrics.SSIM_WINDOW} pixels"
+    if name == "two_scale_ssim" and not metrics.has_ssim((model.image_shape[0] // 2, model.image_shape[1] // 2)):
+        return f"images of half the size are smaller than the window of {metrics.SSIM_WINDOW} pixels"
     if name in ("rate", "restoration") and not model.random:
         return "the latents are codes, through which there is no gradient to the image"
     return None
@@ -55,6 +57,8 @@ def score(
     error: mean squared error of the reconstruction from the posterior mean; map: the square of the smoothed difference, since
         noise is of single pixels and a lesion is not (a matched filter).
     ssim: 1 - SSIM of that reconstruction (Wang et al. 2004); map: the same around the pixel.
+    two_scale_ssim: the geometric mean of that and of 1 - SSIM at half the size, there to the edges of the image, where the
+        other's window ends before them (two scales as by Wang et al. 2003); map: the geometric mean of both around the pixel.
     rate: KL(q(z|x) || p(z)), nats; map: the size of its gradient at the pixel (Zimmerer et al. 2019).
     restoration: mean absolute change to the image `restore` makes; map: the change.
 
@@ -83,7 +87,26 @@ def score(
     restored = reconstruct(model, params, images, condition)
     if name == "ssim":
         return Scores(1.0 - metrics.ssim(images, restored), 1.0 - metrics.ssim_map(images, restored))
+    if name == "two_scale_ssim":
+        return two_scale_ssim(images, restored)
     return Scores(metrics.mse(images, restored), (metrics.smoothed(images - restored) ** 2).mean(axis=-1))
+
+
+def two_scale_ssim(images: Float[Array, "b h w c"], restored: Float[Array, "b h w c"]) -> Scores:
+    """1 - SSIM at full and at half size, multiplied: how far any reconstruction is from its image.
+
+    Args:
+        images: in [0, 1], of at least 22 pixels on a side.
+        restored: the same, as a model gives them back.
+
+    Raises:
+        ValueError: images are smaller than that.
+    """
+    coarse = 1.0 - metrics.ssim_map(metrics.halved(images), metrics.halved(restored))
+    value = (1.0 - metrics.ssim(images, restored)) * coarse.mean(axis=(1, 2))
+    pixels = (1.0 - metrics.ssim_map(images, restored)) * jax.image.resize(coarse, images.shape[:3], "linear")
+    # SSIM is at most 1 but for rounding; the root of a negative number would be none.
+    return Scores(*(jnp.sqrt(jnp.maximum(product, 0.0)) for product in (value, pixels)))
 
 
 def relative(maps: Float[Array, "b h w"], usual: Float[Array, "h w"]) -> Float[Array, "b h w"]:
