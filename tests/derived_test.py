@@ -207,13 +207,64 @@ def test_pixels_that_are_not_missing_come_back_as_they_were(volumes, scans, tmp_
 def test_a_mask_that_does_not_lie_on_the_scan_is_refused(volumes, scans, tmp_path, capsys):
     command = ["inpaint", str(volumes.directory), f"--input={scans / 'JaneRoe.nii.gz'}", f"--output={tmp_path / 'out'}"]
     for voxels, affine, told in (
-        (np.eye(14)[..., None], AFFINE, "as the image has, found"),
+        (np.eye(14)[..., None], AFFINE, "as its image has"),
         (np.ones((14, 4, 12)) * (np.arange(12) > 1), MOVED, "lies elsewhere"),
         (np.zeros((14, 4, 12)), AFFINE, "found 0%"),
     ):
         save_nifti(tmp_path / "mask.nii", voxels, affine)
         assert cli.main([*command, f"--mask={tmp_path / 'mask.nii'}"]) == 1
         assert told in capsys.readouterr().err
+
+
+def test_what_lies_under_a_mask_finer_than_the_model_is_never_seen(pictures, tmp_path, few_transitions):
+    source = np.uint8(np.random.default_rng(3).integers(0, 255, (32, 32)))
+    mask = np.zeros((32, 32), bool)
+    mask[9:12, 13:20] = True
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    completed = []
+    for name, pixels in (("one", source), ("other", np.where(mask, 255 - source, source))):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        command = ["inpaint", str(pictures.directory), f"--input={tmp_path / name}.png", f"--output={tmp_path / name}"]
+        assert cli.main([*command, f"--mask={tmp_path / 'mask.png'}", "--draws=2"]) == 0
+        (study,) = ids(tmp_path / name).values()
+        files = {part: Image.open(tmp_path / name / f"{study}_{part}.png") for part in ("inpainted", "draw1", "draw2", "sd")}
+        completed.append({part: np.asarray(file)[:32, :32] for part, file in files.items()})
+    for part, values in completed[0].items():
+        np.testing.assert_array_equal(values, completed[1][part])
+        np.testing.assert_array_equal(values[~mask], 0 if part == "sd" else source[~mask])
+    assert (completed[0]["inpainted"][mask] != source[mask]).mean() > 0.8
+    assert completed[0]["sd"][mask].all()
+
+
+def test_what_is_missing_in_a_slice_is_not_seen_by_its_neighbours(volumes, scans, tmp_path, few_transitions):
+    data = {"name": "volumes", "path": volumes.config.data.path, "image_size": (14, 12), "window": (150, 100), "block": 3}
+    run, mask, completed = create(tmp_path, data), np.zeros((14, 4, 12), np.int16), []
+    mask[3:5, 1, 2:6] = mask[8:10, 2, 2:6] = 1
+    save_nifti(tmp_path / "mask.nii", mask, AFFINE)
+    source = nifti(scans / "JaneRoe.nii.gz")
+    for name, voxels in (("one", source), ("other", np.where(mask == 1, 300 - source, source))):
+        save_nifti(tmp_path / f"{name}.nii", voxels, AFFINE)
+        command = ["inpaint", str(run.directory), f"--input={tmp_path / name}.nii", f"--output={tmp_path / name}"]
+        assert cli.main([*command, f"--mask={tmp_path / 'mask.nii'}", "--draws=2"]) == 0
+        (study,) = ids(tmp_path / name).values()
+        completed.append(nifti(tmp_path / name / f"{study}_draw1.nii.gz"))
+    np.testing.assert_array_equal(*completed)
+    np.testing.assert_array_equal(completed[0][mask == 0], source[mask == 0])
+    assert (completed[0][mask == 1] != source[mask == 1]).all()
+
+
+def test_a_folder_is_the_mask_of_a_series_whatever_its_name(volumes, scans, tmp_path, few_transitions):
+    mask = np.zeros((3, 14, 12), np.int16)
+    mask[1, 3:7, 2:6] = 1
+    for number in range(3):
+        save_dicom(tmp_path / "drawn" / f"{number}", mask[number], 2.0 * number)
+    output = tmp_path / "out"
+    command = ["inpaint", str(volumes.directory), f"--input={scans / 'series'}", f"--output={output}", "--draws=2"]
+    assert cli.main([*command, f"--mask={tmp_path / 'drawn'}"]) == 0
+    (study,) = ids(output).values()
+    files = [pydicom.dcmread(file) for file in sorted((output / f"{study}_sd").iterdir())]
+    sd = np.stack([file.pixel_array * float(file.RescaleSlope) + float(file.RescaleIntercept) for file in files])
+    np.testing.assert_array_equal(sd > 1e-6, mask == 1)
 
 
 def test_a_region_is_missing_in_every_picture(pictures, tmp_path, few_transitions):

@@ -229,6 +229,25 @@ def test_a_nifti_mask_needs_slices_at_equal_distances(series, tmp_path):
         examples.segmentation(examples.n - 1)
 
 
+@pytest.mark.parametrize("placed", ["in", "masks"])
+@pytest.mark.parametrize("alike", [True, False], ids=["alike", "otherwise"])
+def test_where_one_side_has_no_places_files_are_paired_by_name(tmp_path, placed, alike):
+    for number, pixels in enumerate(grid()[:4]):
+        for folder, name in (("in", f"IM{number}"), ("masks", f"IM{number}" if alike else f"mask{number}")):
+            place = {"ImagePositionPatient": [0, 0, -3.0 * number], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+            fields = place if folder == placed else dict.fromkeys(place)
+            save_dicom(tmp_path / folder / "p" / name, pixels.astype(np.int16), **fields)
+    if not alike:
+        with pytest.raises(DataError, match="its mask: its places are unknown"):
+            cut(tmp_path / "in", masks=str(tmp_path / "masks"))
+        return
+    examples = cut(tmp_path / "in", masks=str(tmp_path / "masks"))
+    found = np.stack([examples.segmentation(i) for i in range(examples.n)])
+    np.testing.assert_array_equal(found, grid()[:4][::-1] if placed == "in" else grid()[:4])
+    for i, mask in enumerate(found):
+        np.testing.assert_allclose(examples.read(i)[..., 0] * 8, mask, atol=1e-6)
+
+
 @pytest.mark.parametrize("codes", ["LPS", "ASR", "PIL"])
 def test_the_axes_of_a_nifti_mask_may_run_otherwise_than_those_of_its_image(tmp_path, codes):
     classes = np.random.default_rng(0).integers(0, 3, (5, 6, 7)).astype(np.uint8)

@@ -18,6 +18,7 @@ from vaejax import checkpoints, cli, experiment, report, runs, studies, training
 from vaejax.applications import reconstruction
 from vaejax.config import DataConfig, from_dict
 from vaejax.datasets import DataSet, geometry, load
+from vaejax.datasets import series as dicom_series
 from vaejax.errors import DataError
 from vaejax.runs import Run
 from vaejax.studies import Study
@@ -465,6 +466,34 @@ def test_the_list_of_paths_is_its_owners_alone(tmp_path):
     assert json.loads(file.read_text()) == {"abc": ["JaneRoe.nii"]}
     studies.write_index(tmp_path, {"def": ["JohnDoe.nii"]})  # another verb, whose results lie beside those
     assert json.loads(file.read_text()) == {"abc": ["JaneRoe.nii"], "def": ["JohnDoe.nii"]}
+
+
+def test_a_mask_marks_the_voxels_it_was_drawn_on_wherever_its_axes_run(tmp_path):
+    lesion = np.zeros((8, 8, 8), np.int16)
+    lesion[6, 2, 5] = 1
+
+    def save(folder: str, pixels: np.ndarray, **fields) -> Path:
+        """Sagittal, sorted along the normal, which runs to the right."""
+        for number in range(8):
+            place = {"ImagePositionPatient": [-3.0 * number, 0, 0], "ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+            save_dicom(tmp_path / folder / f"IM{number}", pixels[number], **place | {"PixelSpacing": [1, 2]} | fields)
+        return tmp_path / folder
+
+    (study,) = opened(save("in", 100 * lesion), (8, 8))
+    affine = dicom_series.affine(dicom_series.decode(sorted((tmp_path / "in").iterdir())))
+    image = nibabel.Nifti1Image(lesion.transpose(2, 1, 0), affine)
+    nibabel.save(image, tmp_path / "own.nii.gz")
+    nibabel.save(nibabel.as_closest_canonical(image), tmp_path / "turned.nii.gz")
+    config = DataConfig(name="volumes", path="unused")
+    for path in (tmp_path / "own.nii.gz", tmp_path / "turned.nii.gz", save("drawn", lesion)):
+        np.testing.assert_array_equal(studies.mask(path, study, config), lesion == 1)
+    inverse = {"PhotometricInterpretation": "MONOCHROME1", "PixelRepresentation": 0}
+    for name, fields, told in (
+        ("far", {"ImagePositionPatient": [0, 0, 100]}, "lies elsewhere"),
+        ("inverse", inverse, "MONOCHROME1"),
+    ):
+        with pytest.raises(DataError, match=told):
+            studies.mask(save(name, lesion, **fields), study, config)
 
 
 # --- of a run

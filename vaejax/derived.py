@@ -21,6 +21,7 @@ from vaejax.applications import anomaly as scoring
 from vaejax.applications import embedding, generation, inpainting, reconstruction
 from vaejax.applications import segmentation as segmenting
 from vaejax.batches import Batch
+from vaejax.datasets import stacks
 from vaejax.errors import DataError
 from vaejax.models import Params
 from vaejax.runs import Run
@@ -38,6 +39,7 @@ def write_studies(
     identify: bool = False,
     units: Set[str] = frozenset(),
     batch_size: int | None = None,
+    missing: Callable[[Study], Bool[np.ndarray, "..."]] | None = None,
 ) -> Numbers:
     """Writes what `compute` makes of every study in a file or folder, in its own geometry, and studies.json.
 
@@ -45,11 +47,11 @@ def write_studies(
         run: whose images those of the studies are made like.
         output: the folder, made where it is absent.
         path: the file or folder.
-        compute: of some slices of a study. Images and maps are written, as ID_NAME; numbers are returned. Where it gives
-            `missing`, that is not written: pixels of `units` outside of it are those of the source, as they were.
+        compute: of some slices of a study. Images and maps are written, as ID_NAME; numbers are returned.
         identify: whether DICOM results keep the patient and study of their source.
         units: of what `compute` gives, what is of [0, 1], and is to be in the units of the source.
         batch_size: slices at a time; None: `evaluation.batch_size`.
+        missing: of a study, on its grid: elsewhere, what is of `units` is the source, as it was, and all else 0. None: all is.
 
     Returns:
         of each study, of which studies.json says where it lay, the numbers, and `wanted`: the slices a training would take.
@@ -61,10 +63,12 @@ def write_studies(
     opened = studies.read(Path(path), run.config.data, run.data)
     try:
         for study, values in studies.results(opened, compute, batch_size or run.config.evaluation.batch_size):
-            missing = values.pop("missing", None)
+            where = None if missing is None else missing(study)
             for name in [name for name, value in values.items() if value.ndim > 2]:
                 placed = study.back(values.pop(name))
-                placed = _completed(study, study.units(placed), missing) if name in units else placed
+                placed = study.units(placed) if name in units else placed
+                if where is not None:
+                    placed = _completed(placed, study.voxels if name in units else np.zeros_like(placed), where)
                 study.save(folder, placed, name, identify)
             written.setdefault(study.id, []).extend(study.paths)
             numbers[study.id] = values | {"wanted": study.wanted}
@@ -74,11 +78,12 @@ def write_studies(
     return numbers
 
 
-def _completed(study: Study, placed: np.ndarray, missing: Bool[np.ndarray, "n h w"] | None) -> np.ndarray:
-    """The source, but where pixels are missing; all of what is made of it where it has other channels."""
-    if missing is None or placed.shape != study.voxels.shape:
+def _completed(placed: np.ndarray, known: np.ndarray, missing: Bool[np.ndarray, "..."]) -> np.ndarray:
+    """What is known, but where pixels are missing; all of what is made of a source that has other channels."""
+    if placed.shape != known.shape:
         return placed
-    return np.where(study.back(missing), placed, study.voxels).astype(placed.dtype)
+    missing = missing.reshape(missing.shape + (1,) * (placed.ndim - missing.ndim))
+    return np.where(missing, placed, known).astype(placed.dtype)
 
 
 def _batch(run: Run, study: Study, index: Int[np.ndarray, " b"]) -> Batch:
@@ -163,32 +168,41 @@ def inpaint(run: Run, output: epath.Path, best: bool, path: str, mask: str, draw
     """Writes of every study its expected image where pixels are missing, in its units, `draws` images, and the uncertainty.
 
     ID_inpainted and ID_draw1, ... have the source's own pixels where none are missing; ID_sd is the standard deviation, in
-    units of the image range. Slices of which nothing is missing are left as they are. `mask` is a region by name
-    (`applications.inpainting.region`) of the images as the model sees them; or a file on the grid of the source, not 0 where
-    pixels are missing.
+    units of the image range, 0 there. Slices of which nothing is missing are left as they are. `mask` is a file or folder on
+    the grid of the source, not 0 where pixels are missing; else a region by name (`applications.inpainting.region`) of the
+    images as the model sees them. The model sees no pixel that is made of a missing one, of its own slice or of a neighbour in
+    its block. What was cropped away, and is missing, is NaN, or 0 where the source holds whole numbers.
 
     Returns:
         `acceptance` and `scale_reduction` of each slice (see `Inpainted`); NaN where nothing is missing.
     """
     gallery.require_likelihood(run)
-    params, region = _opened(run, best, path), None
-    if not Path(mask).suffix:
-        region = inpainting.region(mask, run.model.image_shape)
+    params = _opened(run, best, path)
+    region = None if Path(mask).exists() else inpainting.region(mask, run.model.image_shape)
+
+    def missing(study: Study) -> tuple[Bool[np.ndarray, "n h w"], Bool[np.ndarray, "..."]]:
+        """As the model sees it, and on the grid of the source."""
+        if region is None:
+            return _missing(run, study, mask)
+        everywhere = np.broadcast_to(region, study.images.shape[:3])
+        return everywhere, study.back(everywhere)
 
     def compute(study: Study, index: Int[np.ndarray, " b"]) -> dict[str, Any]:
-        missing = _missing(run, study, mask) if region is None else np.broadcast_to(region, study.images.shape[:3])
-        rows = np.unique(index)
-        rows = rows[missing[rows].any(axis=(1, 2))]
-        return _inpainted(run, params, study, index, rows, missing, seed, draws) | {"missing": missing[index]}
+        own, rows = missing(study)[0], np.unique(index)
+        unseen = stacks.blocks_of(own[..., np.newaxis].astype(np.uint8), run.config.data.block).max(axis=-1) > 0
+        return _inpainted(run, params, study, index, rows[own[rows].any(axis=(1, 2))], unseen, seed, draws)
 
-    return write_studies(run, output, path, compute, identify, {"inpainted", *(f"draw{i + 1}" for i in range(draws))})
+    units = {"inpainted", *(f"draw{i + 1}" for i in range(draws))}
+    return write_studies(run, output, path, compute, identify, units, missing=lambda study: missing(study)[1])
 
 
-def _missing(run: Run, study: Study, mask: str) -> Bool[np.ndarray, "n h w"]:
-    missing = studies.mask(Path(mask), study, run.config.data)
-    if not missing.any() or missing.all():
-        raise DataError(f"--mask={mask}: expected some pixels that are not 0, and some that are, found {missing.mean():.0%}.")
-    return missing
+def _missing(run: Run, study: Study, mask: str) -> tuple[Bool[np.ndarray, "n h w"], Bool[np.ndarray, "..."]]:
+    """Where a file is not 0: the pixels of the images made of that, and those of the source."""
+    drawn = studies.mask(Path(mask), study, run.config.data)
+    under = study.under(drawn)
+    if not under.any() or under.all():
+        raise DataError(f"--mask={mask}: expected some pixels that are not 0, and some that are, found {under.mean():.0%}.")
+    return under, study.stack.unstacked(drawn)
 
 
 def _inpainted(

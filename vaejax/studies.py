@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Num, Shaped, UInt8
+from jaxtyping import Bool, Float32, Int, Num, Shaped, UInt8
 from PIL import Image, ImageDraw
 
 from vaejax.config import DataConfig
-from vaejax.datasets import DataSet, arrays, geometry, image, isolation, stacks
+from vaejax.datasets import DataSet, arrays, geometry, image, isolation, masks, stacks
 from vaejax.datasets.geometry import Axis
-from vaejax.datasets.masks import require_same_grid
 from vaejax.datasets.source import NOTICE, hash_files
 from vaejax.datasets.stacks import Stack, Volume
 from vaejax.datasets.windows import Lut, Scale
@@ -38,32 +37,39 @@ class Study(NamedTuple):
     Attributes:
         id: 16 hex digits of the sha256 of the files' contents: no name.
         paths: of its files, relative to what was opened. They can carry names.
+        files: where they lie.
         images: prepared for the run: in [0, 1], every slice of a volume.
         wanted: the slices that a training would take (`data.slice_range`, `data.slice_content`).
-        voxels: the source itself, on its grid, in its units; channels last where there are several.
+        stack: the source itself, as slices in its units. Its `unstacked` leads to the grid of the source as the source's own
+            axes: [x, y, z, ...] of a NIfTI file in its own order, [n, h, w, ...] of a series sorted by position, [h, w, ...] of
+            a picture turned as its EXIF says, and as the images of an NPY file lie.
         axes: where the slices, rows and columns of `images` lie among the source's.
         scale: from the source's units to [0, 1].
         colour: whether the source has several channels: colours, or alpha.
         whole: the type of grey levels or colours; None for values with a unit, and for floats.
-        unstacked: slices [n, h, w, ...] on the grid of the source as the source's own axes: [x, y, z, ...] of a NIfTI file in
-            its own order, [n, h, w, ...] of a series sorted by position, [h, w, ...] of a picture turned as its EXIF says, and
-            as the images of an NPY file lie.
-        affine: of a NIfTI file; None for others.
         write: see `save`.
     """
 
     id: str
     paths: tuple[str, ...]
+    files: tuple[Path, ...]
     images: Float32[np.ndarray, "n H W C"]
     wanted: Bool[np.ndarray, " n"]
-    voxels: Num[np.ndarray, "..."]
+    stack: Stack
     axes: tuple[Axis, Axis, Axis]
     scale: Scale | Lut
     colour: bool
     whole: np.dtype | None
-    unstacked: Callable[[np.ndarray], np.ndarray]
-    affine: Float[np.ndarray, "4 4"] | None
     write: Callable[[Path, np.ndarray, str, bool], list[Path]]
+
+    @property
+    def voxels(self) -> Num[np.ndarray, "..."]:
+        """The source itself, on its grid, in its units; channels last where there are several."""
+        return self.stack.unstacked(self.stack.voxels if self.colour else self.stack.voxels[..., 0])
+
+    def under(self, mask: Bool[np.ndarray, "n h w"]) -> Bool[np.ndarray, "N H W"]:
+        """The pixels of `images` that are made of any voxel of a mask, which is cut as the slices of `stack` are."""
+        return geometry.there(mask.astype(np.float32), self.axes) > 0
 
     def back(self, values: Shaped[np.ndarray, "n H W *C"]) -> Shaped[np.ndarray, "..."]:
         """Values at the pixels of `images`, on the grid of the source.
@@ -74,7 +80,7 @@ class Study(NamedTuple):
         if values.ndim == 4 and not (self.colour and values.shape[-1] > 1):
             values = values[..., values.shape[-1] // 2]
         outside = np.nan if values.dtype.kind == "f" else 0
-        return self.unstacked(geometry.back(values, self.axes, outside))
+        return self.stack.unstacked(geometry.back(values, self.axes, outside))
 
     def units(self, values: Float32[np.ndarray, "..."]) -> Num[np.ndarray, "..."]:
         """Values of [0, 1] in the units of the source, float32; or as grey levels or colours, where it has such: NaN as 0."""
@@ -140,25 +146,29 @@ def results(
         yield study, {name: np.concatenate(values)[: len(study.images)] for name, values in parts.items()}
 
 
-def mask(path: Path, study: Study, config: DataConfig) -> Bool[np.ndarray, "n H W"]:
-    """The pixels of a study's images where a file on the grid of its source is not 0.
+def mask(path: Path, study: Study, config: DataConfig) -> Bool[np.ndarray, "n h w"]:
+    """The voxels of a study where a file on its grid is not 0, cut as the slices of its `stack` are.
+
+    A picture, or an NPY file, has an image file of its size; a volume has what `vaejax.datasets.masks` takes for its mask.
 
     Raises:
-        DataError: no such file, or one of another size, or, of NIfTI files, in another place.
+        DataError: no such file, or one of another size, or in another place.
     """
     try:
         found = _found(path, config)
         if len(found) != 1:
             raise DataError(f"expected one mask, found {len(found)}")
-        stack, shape = found[0].read(), tuple(axis.source for axis in study.axes)
-        if stack.voxels.shape[:3] != shape:
-            size = " x ".join(map(str, stack.voxels.shape[:3]))
-            raise DataError(f"expected {' x '.join(map(str, shape))} slices, rows and columns, as the image has, found {size}")
-        if study.affine is not None and hasattr(stack.source, "affine"):
-            require_same_grid(stack.source.affine, study.affine, stack.source.voxels.shape[:3], stack)
+        if not isinstance(study.stack.source, Path):
+            named = {masks.stem(name): (file,) for name, file in zip(found[0].paths, found[0].files, strict=True)}
+            own = [named.get(masks.stem(name), found[0].files) for name in study.paths]
+            return masks.placed(dict(zip(study.files, own, strict=True)), study.stack, config) != 0
+        if found[0].files[0].suffix.lower() not in image.SUFFIXES:
+            raise DataError("a volume; expected an image file, as its image is one")
+        voxels = found[0].read().voxels
+        masks.require_same_size(voxels, study.stack)
     except DataError as error:
         raise DataError(f"--mask={path}: {error}. Draw it on the image itself: 0 where it is seen.") from None
-    return geometry.there((stack.voxels != 0).any(axis=-1), study.axes)
+    return (voxels != 0).any(axis=-1)
 
 
 def write_index(folder: Path, paths: Mapping[str, Sequence[str]]) -> Path:
@@ -228,15 +238,14 @@ def _study(volume: Volume, config: DataConfig, data: DataSet) -> Study:
     return Study(
         hash_files(("", file) for file in volume.files)[:16],
         volume.paths,
+        volume.files,
         np.stack(fitted).astype(np.float32) / np.float32(image.WHITE[slices.dtype.name]),
         np.isin(np.arange(len(fitted)), wanted),
-        stack.unstacked(stack.voxels[..., 0] if stack.voxels.shape[-1] == 1 else stack.voxels),
+        stack,
         (axes[0], geometry.after(axes[1], rows), geometry.after(axes[2], columns)),
         scale,
         stack.voxels.shape[-1] > 1,
         stack.voxels.dtype if levels else None,
-        stack.unstacked,
-        getattr(stack.source, "affine", None),
         _writer(stack),
     )
 

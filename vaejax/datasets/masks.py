@@ -2,7 +2,7 @@
 
 import collections
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -70,33 +70,54 @@ def mask_of(volume: Volume, stack: Stack, masks: Masks, config: DataConfig) -> U
     """The classes of the voxels of a volume, cut as its slices are.
 
     A NIfTI file on the volume's grid, its axes in any order and direction; or, of a DICOM series, one of as many frames at the
-    same places, or an image file of each of its files, where they are of one frame.
+    same places, or, where only one of both knows its places, a DICOM file of each of its files; or an image file of each of its
+    files, where they are of one frame.
 
     Raises:
         DataError: the bare reason: no mask, one that cannot be read, or that does not fit.
     """
-    from vaejax.datasets import nifti
-
     lacking = [name for name in volume.paths if name not in masks]
     if lacking:
         number = f" for {len(lacking)} of its {len(volume.paths)} files" if len(lacking) < len(volume.paths) else ""
         raise DataError(f"no mask of this relative path in data.masks{number}")
-    files = tuple(dict.fromkeys(file for name in volume.paths for file in masks[name]))
+    files = {file: masks[name] for file, name in zip(volume.files, volume.paths, strict=True)}
     try:
-        if isinstance(stack.source, nifti.Volume) or (len(files) == 1 and is_nifti(files[0].name)):
-            classes = _of_nifti(files[0], stack, config)
-        elif any(path.suffix.lower() in SUFFIXES for path in files):
-            classes = _of_pictures(volume, stack, masks, config)
-        else:
-            classes = _of_series(files, stack, config)
-        if classes.shape[:3] != stack.voxels.shape[:3]:
-            found, expected = (" x ".join(map(str, shape[:3])) for shape in (classes.shape, stack.voxels.shape))
-            raise DataError(f"{found} slices, rows and columns; expected {expected}, as its image has")
-        if classes.shape[3:] not in ((), (1,)):
-            raise DataError("colours, or several values a voxel; expected one class")
-        return to_classes(classes.reshape(classes.shape[:3]))
+        return to_classes(placed(files, stack, config))
     except DataError as error:
         raise DataError(f"its mask: {error}") from None
+
+
+def placed(files: Mapping[Path, tuple[Path, ...]], stack: Stack, config: DataConfig) -> Num[np.ndarray, "n h w"]:
+    """The values of a mask at the voxels of a volume, cut as its slices are; see `mask_of`.
+
+    Args:
+        files: each file of the volume -> those that hold its mask.
+        stack: the volume.
+        config: how it was read.
+
+    Raises:
+        DataError: the bare reason: one that cannot be read, or that does not fit.
+    """
+    from vaejax.datasets import nifti
+
+    own = tuple(dict.fromkeys(file for each in files.values() for file in each))
+    if isinstance(stack.source, nifti.Volume) or (len(own) == 1 and is_nifti(own[0].name)):
+        values = _of_nifti(own[0], stack, config)
+    elif any(path.suffix.lower() in SUFFIXES for path in own):
+        values = _of_pictures(files, stack, config)
+    else:
+        values = _of_series(own, files, stack, config)
+    require_same_size(values, stack)
+    if values.shape[3:] not in ((), (1,)):
+        raise DataError("colours, or several values a voxel; expected one class")
+    return values.reshape(values.shape[:3])
+
+
+def require_same_size(values: Num[np.ndarray, "..."], stack: Stack) -> None:
+    """Raises DataError, the bare reason, where a mask has not as many slices, rows and columns as its image."""
+    if values.shape[:3] != stack.voxels.shape[:3]:
+        found, expected = (" x ".join(map(str, shape[:3])) for shape in (values.shape, stack.voxels.shape))
+        raise DataError(f"{found} slices, rows and columns; expected {expected}, as its image has")
 
 
 def _of_nifti(path: Path, stack: Stack, config: DataConfig) -> Num[np.ndarray, "n h w c"]:
@@ -105,46 +126,49 @@ def _of_nifti(path: Path, stack: Stack, config: DataConfig) -> Num[np.ndarray, "
     decoded, source = isolation.reader(nifti.decode, config)(path), stack.source
     affine = source.affine if isinstance(source, nifti.Volume) else series.affine(source)
     mask = nifti.turned(decoded, affine)
-    require_same_grid(mask.affine, affine, mask.voxels.shape[:3], stack)
+    corners = np.indices((2, 2, 2)).reshape(3, -1).T * np.subtract(mask.voxels.shape[:3], 1)
+    _check_places(((mask.affine - affine) @ np.c_[corners, np.ones(8)].T).T, stack)
     if isinstance(source, nifti.Volume):
         return stacks.cut(mask, config.slice_axis).voxels
     return mask.voxels.reshape(*mask.voxels.shape[:3], -1).transpose(2, 1, 0, 3)
 
 
-def require_same_grid(
-    mask: Float[np.ndarray, "4 4"], image: Float[np.ndarray, "4 4"], shape: tuple[int, int, int], stack: Stack
-) -> None:
-    """Raises DataError, the bare reason, where the corners of two grids of a shape lie apart by their affines, mm.
-
-    Args:
-        mask: one affine.
-        image: the other.
-        shape: voxels along the axes of both.
-        stack: the volume, which knows how long a voxel is.
-    """
-    corners = np.indices((2, 2, 2)).reshape(3, -1).T * np.subtract(shape, 1)
-    _check_places(((mask - image) @ np.c_[corners, np.ones(8)].T).T, stack)
-
-
-def _of_series(files: tuple[Path, ...], stack: Stack, config: DataConfig) -> Num[np.ndarray, "n h w c"]:
+def _of_series(
+    own: tuple[Path, ...], files: Mapping[Path, tuple[Path, ...]], stack: Stack, config: DataConfig
+) -> Num[np.ndarray, "n h w c"]:
     from vaejax.datasets import dicom, series
 
-    mask, source = series.decode(files, isolation.reader(dicom.decode, config)), stack.source
+    mask, source = series.decode(own, isolation.reader(dicom.decode, config)), stack.source
     if mask.header.mirrored:
         raise DataError("in MONOCHROME1, so that nobody knows which value stands for none. Store it in MONOCHROME2")
+    if (mask.positions is None) != (source.positions is None):
+        return mask.pixels[_rows(files, mask.frames, source.frames)]
     for mine, theirs in ((mask.positions, source.positions), (series.last_pixels(mask), series.last_pixels(source))):
         if mine is not None and theirs is not None and len(mine) == len(theirs):
             _check_places(mine - theirs, stack)
     return mask.pixels
 
 
-def _of_pictures(volume: Volume, stack: Stack, masks: Masks, config: DataConfig) -> UInt8[np.ndarray, "n h w"]:
+def _rows(
+    files: Mapping[Path, tuple[Path, ...]], mine: Sequence[tuple[Path, int]], theirs: Sequence[tuple[Path, int]]
+) -> list[int]:
+    """Which of the frames (file, number) of a mask is that of each frame of its image, where each file has one of its own."""
+    wanted = [(files[path][0], number) for path, number in theirs]
+    if sorted(wanted) != sorted(mine):
+        raise DataError(
+            "its places are unknown: either it or its image does not say where the slices lie, and their files do not match "
+            "one to one by name. Name each file of the mask as the one that it is of"
+        )
+    rows = {frame: row for row, frame in enumerate(mine)}
+    return [rows[frame] for frame in wanted]
+
+
+def _of_pictures(files: Mapping[Path, tuple[Path, ...]], stack: Stack, config: DataConfig) -> UInt8[np.ndarray, "n h w"]:
     """Image files, pixel on pixel, in the order that the slices were sorted to."""
     frames = stack.source.frames
-    if len(frames) > len(volume.files):
+    if len(frames) > len({own[0] for own in files.values()}):
         raise DataError("an image file, which only a single frame has. Make it a NIfTI file, or a DICOM series")
-    names = dict(zip(volume.files, volume.paths, strict=True))
-    classes = [isolation.reader(decode_segmentation, config)(masks[names[frame.path]][0]) for frame in frames]
+    classes = [isolation.reader(decode_segmentation, config)(files[frame.path][0]) for frame in frames]
     for one in classes:
         check_mask(one, stack.voxels.shape[1:3])
     return np.stack(classes)
