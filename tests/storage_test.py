@@ -1,5 +1,6 @@
 """A run and its data may lie in a cloud store: fsspec's memory here, and where they are installed, emulators of S3 and GCS."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -12,11 +13,25 @@ import pytest
 from etils import epath
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
+from orbax.checkpoint import v1 as ocp
 
-from vaejax import checkpoints, config_file, datasets, evaluation, experiment, gallery, journal, runs, storage
+from vaejax import (
+    checkpoints,
+    config_file,
+    datasets,
+    derived,
+    evaluation,
+    experiment,
+    gallery,
+    journal,
+    report,
+    runs,
+    screening,
+    storage,
+)
 from vaejax.checkpoints import Writer
 from vaejax.config import Config, DataConfig, from_dict
-from vaejax.errors import CheckpointError, StorageError, TrainingError
+from vaejax.errors import CheckpointError, DataError, StorageError, Terminated, TrainingError
 from vaejax.interruption import Interruption
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -113,13 +128,72 @@ def test_a_run_in_a_store_is_the_run_on_a_disk(bucket, tmp_path):
     assert not any("private" in name or name.endswith((".tmp", ".saving")) for name in _names())
 
 
-def test_the_maps_of_a_screening_are_written_on_a_disk_and_copied(bucket):
+def test_what_is_screened_in_a_store_can_be_shown(bucket, monkeypatch):
+    monkeypatch.setattr(screening, "DRAWS", 50)
+    normal = {"normal": ("a",), "calibration_fraction": 0.4}
+    config = _config(_write_images(bucket / "images"), 1, **normal)
+    config = dataclasses.replace(config, anomaly=dataclasses.replace(config.anomaly, score="likelihood", samples=2, alpha=0.5))
+    run = runs.create(str(bucket / "run"), config)
+    experiment.train(run, Interruption())
+    found = screening.screen(run)
+    assert json.loads(json.dumps(found)) == runs.read_json(run.directory / "anomaly.json")
+    with storage.reading(run.directory / "anomaly_maps.npy") as file:
+        assert np.load(file).shape == (found["images"], 5, 4)
+    assert {"run/anomaly.csv", "run/anomaly.json", "run/anomaly_maps.npy"} <= _names()
+
+
+def test_results_that_need_a_disk_are_refused_before_anything_is_written(bucket):
+    run = runs.create(str(bucket / "run"), _config(_write_images(bucket / "images"), 1))
+    experiment.train(run, Interruption())
+    before, output = _names(), run.directory / "gallery"
+    for form in ("nifti", "dicom"):
+        with pytest.raises(StorageError, match="the folder of results=s3://bucket/run/gallery: expected a folder on this"):
+            gallery.sample(run, output, best=False, n=2, seed=0, temperature=1.0, form=form)
+    with pytest.raises(StorageError, match="the folder of results=s3://bucket/run/gallery"):
+        derived.interpolate(run, output, False, ["a.npy", "b.npy"], 3)
+    with pytest.raises(StorageError, match=r"--input=s3://bucket/b\.npy"):
+        derived.interpolate(run, epath.Path("gallery"), False, ["a.npy", "s3://bucket/b.npy"], 3)
+    assert _names() == before
+
+
+def test_a_file_to_write_is_on_a_disk_and_copied_to_a_store(bucket):
     with storage.writing(bucket / "maps.npy") as file:
         np.lib.format.open_memmap(file, "w+", np.float32, (3, 2))[:] = 7
         assert not (bucket / "maps.npy").exists()
     with storage.reading(bucket / "maps.npy") as file:
         assert np.load(file, mmap_mode="r").tolist() == [[7, 7]] * 3
     assert not file.exists()
+
+
+def test_a_file_on_a_disk_is_replaced_whole_or_not_at_all(tmp_path):
+    file = epath.Path(tmp_path) / "maps.npy"
+    with storage.writing(file) as place:
+        place.write_bytes(b"old")
+    with pytest.raises(Terminated), storage.writing(file) as place:
+        place.write_bytes(b"ne")
+        raise Terminated
+    assert file.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["maps.npy"]
+
+
+def test_a_store_that_fails_later_is_told(bucket, monkeypatch):
+    with journal.Journal(bucket, 0) as kept:
+        kept.write(1, "train", {"loss": 1.0})
+    runs.write_json(bucket / "data.json", {})
+    with Writer(bucket, RUN) as writer:
+        for method in ("exists", "info", "ls", "find", "open", "cat_file"):
+            monkeypatch.setattr(Memory, method, lambda *_, **__: (_ for _ in ()).throw(RuntimeError("token expired")))
+        for fails in (
+            lambda: writer.save(1, {"weight": jnp.ones(4)}, {"loss": 1.0}),
+            lambda: checkpoints.steps(bucket, RUN),
+            lambda: Writer(bucket, RUN),
+            lambda: runs.read_json(bucket / "data.json"),
+            lambda: runs.write_json(bucket / "data.json", {}),
+            lambda: journal.read(bucket),
+            lambda: report.save(bucket, "samples", np.zeros((1, 1, 5, 4, 1)), {}),
+        ):
+            with pytest.raises(StorageError, match=r"s3://bucket.*: the store cannot be used: token expired"):
+                fails()
 
 
 # --- checkpoints
@@ -169,6 +243,17 @@ def test_a_store_that_fails_is_no_damage(bucket, monkeypatch):
         _restore(bucket)
 
 
+def test_what_only_the_client_of_a_store_raises_in_orbax_is_told(bucket, monkeypatch):
+    _save(bucket, {1: 1.0})
+    monkeypatch.setattr(checkpoints, "_direct", lambda directory: True)  # as gs:// is
+    for name in ("load", "save_async"):
+        monkeypatch.setattr(ocp, name, lambda *_, **__: (_ for _ in ()).throw(Exception("token expired")))
+    with pytest.raises(StorageError, match="s3://bucket/1: the store cannot be used: token expired"):
+        _restore(bucket)
+    with pytest.raises(StorageError, match="s3://bucket/2: the store cannot be used: token expired"):
+        _save(bucket, {2: 1.0})
+
+
 def test_a_store_that_orbax_does_not_know_is_written_by_one_process(bucket, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(CheckpointError, match="s3://bucket: expected one process"):
@@ -193,6 +278,21 @@ def test_only_what_is_new_or_changed_is_fetched_again(bucket, tmp_path):
     assert sorted(Memory.fetched) == ["image 1.npy", "image 2.npy", "new.npy"]
     names = {path.relative_to(copy).as_posix() for path in copy.rglob("*.npy")}
     assert names == storage.files(images).keys()
+
+
+def test_the_folder_of_copies_is_its_owners_alone(bucket, tmp_path):
+    (bucket / "a.npy").write_bytes(b"a")
+    storage.mirrored(bucket / "a.npy", tmp_path / "home" / "data")
+    assert (tmp_path / "home" / "data").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("masks", ["s3://bucket/images/masks", "s3://bucket/images/"])
+def test_masks_inside_the_images_of_a_store_are_refused_before_they_are_fetched(bucket, tmp_path, masks):
+    images = _write_images(bucket / "images")
+    (images / "masks" / "image 1.npy").write_bytes(_npy(1))
+    with pytest.raises(DataError, match=f"data.masks='{masks}': .* found one inside data.path, so that its files count as"):
+        datasets.load(DataConfig(name="image_folder", path=str(images), masks=masks), tmp_path)
+    assert not Memory.fetched
 
 
 def test_a_name_in_a_store_cannot_lead_out_of_the_copy(bucket, tmp_path):

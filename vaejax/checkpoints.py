@@ -31,7 +31,7 @@ from etils import epath
 from jaxtyping import PyTree
 
 from vaejax import hosts, storage
-from vaejax.errors import CheckpointError
+from vaejax.errors import CheckpointError, StorageError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -78,7 +78,8 @@ def steps(directory: epath.PathLike, fingerprint: str) -> Steps:
 def _steps(directory: epath.Path, fingerprint: str, read: Callable[[int], bool]) -> Steps:
     """The same; of a step that need not be read, its manifest and the names beside it are looked at, and no more."""
     whole, bad = {}, {}
-    entries = list(directory.iterdir()) if directory.exists() else []
+    with storage.explained(directory):
+        entries = list(directory.iterdir()) if directory.exists() else []
     marked = {path.stem for path in entries if _TEMPORARY.fullmatch(path.name)} if storage.is_url(directory) else set()
     for folder in entries:
         try:
@@ -127,7 +128,10 @@ def restore(
     from orbax.checkpoint import v1 as ocp
 
     try:
-        with contextlib.nullcontext(folder) if _direct(folder) else storage.reading(folder) as place:
+        with (
+            storage.explained(folder, *_ORBAX_ERRORS),
+            contextlib.nullcontext(folder) if _direct(folder) else storage.reading(folder) as place,
+        ):
             state = ocp.load(place, abstract_state, checkpointable_name=_STATE)
     except _ORBAX_ERRORS as error:
         raise CheckpointError(f"{folder}: Orbax cannot restore it: {error}. Use the versions that wrote it.") from error
@@ -173,13 +177,15 @@ class Writer:
 
         Raises:
             CheckpointError: this save cannot start, or the one before failed, e.g. because the disk is full.
+            StorageError: a cloud store cannot be used.
         """
         from orbax.checkpoint import v1 as ocp
 
         self.wait()
-        there = (self.directory / str(step)).exists() and step in steps(self.directory, self.fingerprint).whole
-        if hosts.first() and not there:
-            _begin(self.directory, step)
+        with storage.explained(self.directory):
+            there = (self.directory / str(step)).exists() and step in steps(self.directory, self.fingerprint).whole
+            if hosts.first() and not there:
+                _begin(self.directory, step)
         if hosts.of_first(there):
             return
         numbers = {name: float(value) for name, value in metrics.items()}
@@ -188,7 +194,8 @@ class Writer:
         folder = where / (str(step) if storage.is_url(self.directory) else f"{step}.saving")
         try:
             jax.block_until_ready(state)  # a donated array raises here; in Orbax, it keeps the process from ending
-            written = ocp.save_async(folder, state, checkpointable_name=_STATE)
+            with storage.explained(folder, *_ORBAX_ERRORS):
+                written = ocp.save_async(folder, state, checkpointable_name=_STATE)
         except _ORBAX_ERRORS as error:
             raise self._failure(error) from error
         self._saving = self._thread.submit(self._finish, written, folder, manifest)
@@ -236,7 +243,8 @@ class Writer:
                 _commit(folder, self.directory, manifest)
                 _prune(self.directory, self.fingerprint, manifest.step)
         except BaseException:
-            with contextlib.suppress(OSError):  # gives a full disk its space back; the first error is the one to tell
+            # Gives a full disk its space back; the first error is the one to tell.
+            with contextlib.suppress(OSError, StorageError):
                 if hosts.first():
                     _remove_temporary(self.directory)
             raise
@@ -388,12 +396,13 @@ def _prune(directory: epath.Path, fingerprint: str, written: int) -> None:
 
 
 def _remove_temporary(directory: epath.Path) -> None:
-    for path in list(directory.iterdir()) if directory.exists() else ():
-        if _TEMPORARY.fullmatch(path.name) and storage.is_url(path):
-            directory.joinpath(path.stem).rmtree(missing_ok=True)
-            path.unlink()
-        elif _TEMPORARY.fullmatch(path.name):
-            path.rmtree()
+    with storage.explained(directory):
+        for path in list(directory.iterdir()) if directory.exists() else ():
+            if _TEMPORARY.fullmatch(path.name) and storage.is_url(path):
+                directory.joinpath(path.stem).rmtree(missing_ok=True)
+                path.unlink()
+            elif _TEMPORARY.fullmatch(path.name):
+                path.rmtree()
 
 
 def _sync(path: epath.Path) -> None:

@@ -236,7 +236,10 @@ def interpolate(run: Run, output: epath.Path, best: bool, paths: list[str], step
 
     Raises:
         DataError: one of the paths has several studies.
+        StorageError: one of them, or the folder, is in a cloud store.
     """
+    for what, place in (*(("--input", path) for path in paths), ("the folder of results", output)):
+        storage.require_disk(what, place, "studies and the list of their names lie on a disk")
     params = _opened(run, best, paths[0])
     ends = [_middles(run, path, 2) for path in paths]
     for path, (ids, _) in zip(paths, ends, strict=True):

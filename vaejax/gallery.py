@@ -61,7 +61,10 @@ def sample(
 
     Raises:
         DataError: no such label, or NIfTI of images in colour.
+        StorageError: NIfTI or DICOM in a cloud store.
     """
+    if form != "png":
+        storage.require_disk("the folder of results", output, "NIfTI and DICOM files are written to a disk. Choose an --output")
     trained, labels = experiment.restore(run, best), _labels(run, label, n)
     drawing = samplers.build(run, trained.params, sampler)
     images = report.draw_samples(run.model, trained.params, seed, n, temperature, labels, drawing)

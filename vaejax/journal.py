@@ -71,5 +71,6 @@ class Journal:
 def read(directory: epath.Path) -> list[dict[str, Any]]:
     """All lines of a run's journal; a last line that was cut off by a kill is left out."""
     file = directory / "metrics.jsonl"
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    with storage.explained(file):
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -103,7 +103,7 @@ def save(directory: epath.Path, name: str, images: Float[np.ndarray, "r c h w ch
     save_picture(directory, name, grid(images))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    (directory / f"{name}.npz").write_bytes(buffer.getvalue())
+    runs.write_bytes(directory / f"{name}.npz", buffer.getvalue())
 
 
 def rgb(images: Float[np.ndarray, "*n h w c"]) -> Float[np.ndarray, "*n h w 3"]:
@@ -139,7 +139,7 @@ def coloured(images: Float[np.ndarray, "n h w c"], classes: Int[np.ndarray, "n h
 def save_picture(directory: epath.Path, name: str, picture: Image.Image | Figure) -> None:
     """Writes a picture as NAME.png."""
     storage.make_folder(directory)
-    (directory / f"{name}.png").write_bytes(_png(picture))
+    runs.write_bytes(directory / f"{name}.png", _png(picture))
 
 
 def pairs(above: Float[np.ndarray, "n h w c"], below: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "r c h w ch"]:

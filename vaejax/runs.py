@@ -130,7 +130,9 @@ def ranges_of(run: Run) -> inspection.Ranges | None:
 
 def read_json(path: epath.Path) -> Any:
     """The value in a JSON file."""
-    return json.loads(path.read_text())
+    with storage.explained(path):
+        text = path.read_text()
+    return json.loads(text)
 
 
 def cache_of(path: epath.Path, config: Config) -> epath.Path:

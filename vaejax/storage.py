@@ -100,9 +100,8 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
         with explained(path):
             path.write_bytes(content)
         return
-    temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with writing(path) as file:
+        file.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -118,9 +117,15 @@ def reading(path: epath.Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: epath.Path) -> Iterator[Path]:
-    """A file to be written on a disk: the one meant, or one that is copied to a store at the end of the block."""
+    """A file to be written on a disk, which takes the place of the one meant, there or in a store, if the block ends well."""
     if not is_url(path):
-        yield Path(path)
+        temporary = path.parent / f"{path.name}.tmp"
+        try:
+            yield Path(temporary)
+            temporary.replace(path)
+        except BaseException:  # a signal's, too
+            temporary.unlink(missing_ok=True)
+            raise
         return
     with tempfile.TemporaryDirectory(prefix="vaejax-") as folder:
         yield Path(folder) / path.name
@@ -155,7 +160,8 @@ def mirrored(path: epath.Path, under: Path) -> Path:
 
     Args:
         path: in the store.
-        under: the folder of such copies; each has one of its own, of mode 0700 since names can tell who is shown.
+        under: the folder of such copies; made here, it is of mode 0700, as is the one of its own that each has, since names
+            can tell who is shown.
 
     Returns:
         the copy, of the same name.
@@ -167,7 +173,8 @@ def mirrored(path: epath.Path, under: Path) -> Path:
     if not found:
         raise StorageError(f"{path}: expected a file or folder, found none. Check the URL.")
     folder = under / f"fetched-{hashlib.sha256(os.fspath(path).encode()).hexdigest()[:16]}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for made in (under, folder):  # apart, since `parents` are made with the usual mode
+        made.mkdir(mode=0o700, parents=True, exist_ok=True)
     listing, copy = folder / "listing.json", folder / "files" / path.name
     known = json.loads(listing.read_text()) if listing.exists() else {}
     stamps = {name: [facts["size"], hashlib.sha256(str(facts).encode()).hexdigest()] for name, facts in found.items()}

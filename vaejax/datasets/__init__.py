@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vaejax import storage
@@ -50,6 +50,10 @@ def _on_disk(config: DataConfig, cache: Path) -> DataConfig:
     """The same configuration, of copies on a disk of what is in a cloud store: sources read files in place."""
     if config.name.startswith("tfds:"):
         storage.require_disk("data.path", config.path or "", "TFDS reads its records from a disk")
+    masks = config.masks or ""
+    if storage.is_url(masks) and config.path and PurePosixPath(masks).is_relative_to(config.path):  # the copies will be apart
+        found = "one inside data.path, so that its files count as images"  # as `masks_in` says on a disk
+        raise DataError(f"data.masks={masks!r}: expected a folder of masks beside the images, found {found}.")
     places: dict[str, Any] = {}
     for field in ("path", "masks"):
         text = getattr(config, field)
