@@ -370,7 +370,6 @@ def test_a_full_temporary_folder_is_blamed_and_not_the_cache(three, tmp_path, mo
     (folder / "0").symlink_to("/dev/full")
     make = tempfile.mkdtemp
     monkeypatch.setattr("tempfile.mkdtemp", lambda **asked: str(folder) if asked["prefix"] == "vaejax-" else make(**asked))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(DataError, match=r"^TMPDIR=.*No space left.*set the environment variable TMPDIR"):
         load(config(three, workers=workers), tmp_path / "cache")
 

@@ -159,7 +159,7 @@ def _blaming_the_temporary_folder() -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"TMPDIR={tempfile.tempdir!r}: the slices could not be kept there while they are prepared: {error}. "
+            f"TMPDIR={tempfile.gettempdir()!r}: the slices could not be kept there while they are prepared: {error}. "
             "Check free space and permissions, or set the environment variable TMPDIR to another folder."
         ) from error
 
