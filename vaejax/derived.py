@@ -56,8 +56,7 @@ def write_studies(
     Returns:
         of each study, of which studies.json says where it lay, the numbers, and `wanted`: the slices a training would take.
     """
-    for what, place in (("--input", path), ("the folder of results", output)):
-        storage.require_disk(what, place, "studies and the list of their names lie on a disk")
+    _require_disk(output, path)
     folder, written, numbers = Path(output), dict[str, list[str]](), Numbers()
     folder.mkdir(parents=True, exist_ok=True)
     opened = studies.read(Path(path), run.config.data, run.data)
@@ -90,11 +89,23 @@ def _batch(run: Run, study: Study, index: Int[np.ndarray, " b"]) -> Batch:
     return experiment.outside(run, study.images[index], index)
 
 
-def _opened(run: Run, best: bool, path: str) -> Params:
-    """The weights; of a run that need not be told a label."""
+def _require_disk(output: epath.Path, *paths: str) -> None:
+    """Raises StorageError where files or the folder of results are in a cloud store."""
+    for what, place in (*(("--input", path) for path in paths), ("the folder of results", output)):
+        storage.require_disk(what, place, "studies and the list of their names lie on a disk")
+
+
+def _opened(run: Run, best: bool, path: str) -> experiment.Trained:
+    """The weights, and their step; of a run that need not be told a label."""
     if run.model.classes is not None:
         raise DataError(f"--input={path}: the run is conditional, and nobody knows the labels. Take one that is not.")
-    return experiment.restore(run, best).params
+    return experiment.restore(run, best)
+
+
+def _slices(found: Numbers) -> dict[str, np.ndarray]:
+    """The columns of a table that name its rows, a slice each: the `id` of its study, and its number."""
+    sizes = [len(numbers["wanted"]) for numbers in found.values()]
+    return {"id": np.repeat(list(found), sizes), "slice": np.concatenate([np.arange(size) for size in sizes])}
 
 
 def _middles(run: Run, path: str, most: int) -> tuple[list[str], Batch]:
@@ -110,7 +121,7 @@ def _middles(run: Run, path: str, most: int) -> tuple[list[str], Batch]:
 
 def reconstruct(run: Run, output: epath.Path, best: bool, path: str, identify: bool) -> Numbers:
     """Writes the reconstruction of every study, in its units."""
-    params = _opened(run, best, path)
+    params = _opened(run, best, path).params
     decoded = jax.jit(lambda images: reconstruction.reconstruct(run.model, params, images))
 
     def compute(study: Study, index: Int[np.ndarray, " b"]) -> dict[str, Any]:
@@ -177,7 +188,7 @@ def inpaint(run: Run, output: epath.Path, best: bool, path: str, mask: str, draw
         `acceptance` and `scale_reduction` of each slice (see `Inpainted`); NaN where nothing is missing.
     """
     gallery.require_likelihood(run)
-    params = _opened(run, best, path)
+    params = _opened(run, best, path).params
     region = None if Path(mask).exists() else inpainting.region(mask, run.model.image_shape)
 
     def missing(study: Study) -> tuple[Bool[np.ndarray, "n h w"], Bool[np.ndarray, "..."]]:
@@ -238,9 +249,8 @@ def interpolate(run: Run, output: epath.Path, best: bool, paths: list[str], step
         DataError: one of the paths has several studies.
         StorageError: one of them, or the folder, is in a cloud store.
     """
-    for what, place in (*(("--input", path) for path in paths), ("the folder of results", output)):
-        storage.require_disk(what, place, "studies and the list of their names lie on a disk")
-    params = _opened(run, best, paths[0])
+    _require_disk(output, *paths)
+    params = _opened(run, best, paths[0]).params
     ends = [_middles(run, path, 2) for path in paths]
     for path, (ids, _) in zip(paths, ends, strict=True):
         if len(ids) > 1:
@@ -298,12 +308,12 @@ def anomaly(run: Run, output: epath.Path, best: bool, path: str, alpha: float | 
         DataError: as `screening.of_normal`; or a conditional run.
         FamilyError: as `screening.of_normal`.
     """
-    config, params, missing = run.config.anomaly, _opened(run, best, path), screening.undefined(run)
+    config, trained, missing = run.config.anomaly, _opened(run, best, path), screening.undefined(run)
     names = [name for name in screening.SCORES if name not in missing]
     with training.explain_out_of_memory("evaluation.batch_size", run.config.evaluation.batch_size):
-        normal = screening.of_normal(run, params, alpha)
+        normal = screening.of_normal(run, trained.params, alpha)
         key = keys.stream(jax.random.key(run.config.evaluation.draw), "anomaly of files")
-        compute = functools.partial(_scored, run, screening.look(run, params, names, key), normal)
+        compute = functools.partial(_scored, run, screening.look(run, trained.params, names, key), normal)
         found = write_studies(run, output, path, compute, identify, batch_size=screening.rows_at_a_time(run))
     for name, numbers in found.items():
         counted = {score: np.where(numbers["wanted"], numbers[score], 0.0) for score in names}
@@ -311,7 +321,7 @@ def anomaly(run: Run, output: epath.Path, best: bool, path: str, alpha: float | 
     verdicts = {name: _verdict(numbers, normal, config.score) for name, numbers in found.items()}
     result = {
         "notice": screening.NOTICE,
-        "step": experiment.restore(run, best).step,
+        "step": trained.step,
         "score": config.score,
         "map": config.map,
         "alpha": config.alpha if alpha is None else alpha,
@@ -353,13 +363,8 @@ def _verdict(numbers: dict[str, np.ndarray], normal: screening.Normal, score: st
 
 def _table(found: Numbers, names: list[str], normal: screening.Normal, score: str) -> str:
     """anomaly.csv."""
-    sizes = [len(numbers["wanted"]) for numbers in found.values()]
     values = {name: np.concatenate([numbers[name] for numbers in found.values()]) for name in names}
-    columns = {
-        "id": np.repeat(list(found), sizes),
-        "slice": np.concatenate([np.arange(size) for size in sizes]),
-        "counted": np.concatenate([numbers["wanted"] for numbers in found.values()]).astype(int),
-    }
+    columns = _slices(found) | {"counted": np.concatenate([numbers["wanted"] for numbers in found.values()]).astype(int)}
     return screening.table(columns, values, calibration.p_values(normal.scores, values[score]), normal, values[score])
 
 
@@ -393,13 +398,11 @@ def embed(run: Run, output: epath.Path, best: bool, path: str) -> dict[str, Any]
     Returns:
         What embedding.json has: `{"step", "studies", "images", "numbers"}`.
     """
-    params = _opened(run, best, path)
-    embedded = jax.jit(lambda images: embedding.embed(run.model, params, images))
+    trained = _opened(run, best, path)
+    embedded = jax.jit(lambda images: embedding.embed(run.model, trained.params, images))
     found = write_studies(run, output, path, lambda study, index: {"row": embedded(_batch(run, study, index)["image"])})
     rows: Float[np.ndarray, "n d"] = np.concatenate([numbers["row"] for numbers in found.values()])
-    sizes = [len(numbers["row"]) for numbers in found.values()]
-    known = {"id": np.repeat(list(found), sizes), "slice": np.concatenate([np.arange(size) for size in sizes])}
-    gallery.write_table(output, known, embedding.names(run.model, params), rows)
-    result = {"step": experiment.restore(run, best).step, "studies": len(found), "images": len(rows), "numbers": rows.shape[1]}
+    gallery.write_table(output, _slices(found), embedding.names(run.model, trained.params), rows)
+    result = {"step": trained.step, "studies": len(found), "images": len(rows), "numbers": rows.shape[1]}
     runs.write_json(output / "embedding.json", result)
     return result

@@ -90,7 +90,7 @@ def _write_made(output: epath.Path, images: Float32[np.ndarray, "n h w ch"], for
         return
     if not grey:
         raise DataError("--format=nifti: the images are in colour, which viewers of NIfTI do not expect. Choose dicom, or png.")
-    voxels = np.moveaxis(images[..., 0].swapaxes(1, 2)[:, ::-1, ::-1], 0, 2)  # as `volumes` cuts axial slices
+    voxels = np.moveaxis(images[..., 0].swapaxes(1, 2)[:, ::-1, ::-1], 0, 2)  # as `stacks` cuts axial slices
     nifti.save(folder / "samples.nii.gz", voxels, np.eye(4), note=f"sample: {NOTICE}")
 
 

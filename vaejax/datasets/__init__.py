@@ -8,6 +8,7 @@ from typing import Any
 from vaejax import storage
 from vaejax.config import DataConfig
 from vaejax.datasets import arrays, beam, idx, image_folder, manifest, mnist5k, tfds_name, volumes, workers
+from vaejax.datasets.masks import INSIDE, misplaced
 from vaejax.datasets.prepared import DataSet, Split, prepare
 from vaejax.datasets.source import Source
 from vaejax.errors import DataError
@@ -52,8 +53,7 @@ def _on_disk(config: DataConfig, cache: Path) -> DataConfig:
         storage.require_disk("data.path", config.path or "", "TFDS reads its records from a disk")
     masks = config.masks or ""
     if storage.is_url(masks) and config.path and PurePosixPath(masks).is_relative_to(config.path):  # the copies will be apart
-        found = "one inside data.path, so that its files count as images"  # as `masks_in` says on a disk
-        raise DataError(f"data.masks={masks!r}: expected a folder of masks beside the images, found {found}.")
+        raise misplaced(masks, INSIDE)
     places: dict[str, Any] = {}
     for field in ("path", "masks"):
         text = getattr(config, field)

@@ -21,6 +21,14 @@ _APART = 0.1
 """Voxels by which those of a mask may lie beside those of its volume."""
 
 
+INSIDE = "one inside data.path, so that its files count as images"
+
+
+def misplaced(folder: str, found: str) -> DataError:
+    """What `data.masks` is wrong for."""
+    return DataError(f"data.masks={folder!r}: expected a folder of masks beside the images, found {found}.")
+
+
 def stem(name: str) -> str:
     """A relative path without its suffix, or both of `.nii.gz`; digits alone, as at the end of a UID, are no suffix."""
     return re.sub(r"(\.nii\.gz|\.[^./]*[^./\d][^./]*)$", "", name, flags=re.IGNORECASE)
@@ -34,8 +42,7 @@ def masks_in(folder: Path, images: Path) -> dict[str, Path]:
     """
     inside = folder.resolve().is_relative_to(images.resolve())
     if inside or not folder.is_dir():
-        found = "one inside data.path, so that its files count as images" if inside else "a file" if folder.exists() else "none"
-        raise DataError(f"data.masks={str(folder)!r}: expected a folder of masks beside the images, found {found}.")
+        raise misplaced(str(folder), INSIDE if inside else "a file" if folder.exists() else "none")
     masks: dict[str, Path] = {}
     for name, path in named_in(folder):
         other = masks.setdefault(stem(name), path)
