@@ -1,26 +1,24 @@
-"""Anomalies on real images: ranking, calibration, planted lesions; vaejax's one fixed score beside PCA, and beside peers.
+"""Anomalies on real images: ranking, calibration, planted lesions; vaejax's one fixed score beside PCA.
 
-    python benchmarks/anomaly.py choose DATA           # which score and model, on data apart from all that follows
     python benchmarks/anomaly.py mednist FOLDER        # six classes, each in turn the normal one
     python benchmarks/anomaly.py xray FILE.npz         # Shenzhen: normal -> tuberculosis, five splits
     python benchmarks/anomaly.py lesions FOLDER FILE --model dense_augmented    # hippocampus volumes and X-rays, pixels
     python benchmarks/anomaly.py stream                # images a second and peak memory of scores with maps
 
 Every model is trained on normal images alone, for a fixed number of steps; the weights kept are those of the lowest validation
-loss, on other normal images, among every hundredth step. Thresholds come from a third set. One score for
-all was chosen by `choose`, which reads no test label of MedNIST or Shenzhen: SSIM at two scales. Results are printed as JSON
-lines; whatever is random is named by its seed.
+loss, on other normal images, among every hundredth step. Thresholds come from a third set. The score, one for all, was chosen
+by `anomaly_choose.py` on other images than those tested here. Results are printed as JSON lines; whatever is random is named by
+its seed.
 """
 
 import argparse
 import functools
-import gzip
 import json
 import math
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +27,13 @@ import lesions
 import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
-from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from vaejax import batch_of, batches, calibration, models, resampling, screening, training
+from vaejax import batch_of, batches, calibration, evaluation, models, resampling, screening, training
 from vaejax.applications import anomaly
 from vaejax.config import AnomalyConfig, Config, from_dict
 from vaejax.keys import of_examples, stream
+from vaejax.objectives import Objective
 
 CLASSES = ("AbdomenCT", "BreastMRI", "CXR", "ChestCT", "Hand", "HeadCT")
 SETTINGS = AnomalyConfig(samples=8)
@@ -71,15 +69,25 @@ def changes(config: Config) -> Callable[[np.ndarray, tuple[int, int]], np.ndarra
     return lambda images, seed: augment.augment(images, seed, config.augment).numpy()
 
 
+@functools.cache
+def built(config: Config, image_shape: tuple[int, ...]) -> tuple[models.Model, Objective, Callable, Callable]:
+    """A model, its objective, and the compiled steps: once for all that is trained like it."""
+    model = models.build(config.model, image_shape)
+    objective = training.objective_of(model, config)
+    return (
+        model,
+        objective,
+        training.train_step(objective, config.training.ema_decay),
+        training.eval_step(model, config.objective),
+    )
+
+
 def fit(config: Config, train: Float[np.ndarray, "n h w c"], val: Float[np.ndarray, "m h w c"], seed: int = 0) -> Fitted:
     """Trains on arrays."""
-    model = models.build(config.model, train.shape[1:])
-    objective = training.objective_of(model, config)
+    model, objective, step, look = built(config, train.shape[1:])
     key = jax.random.key(seed)
-    state = training.init(model, objective, stream(key, "init"))
-    step, look = training.train_step(objective, config.training.ema_decay), training.eval_step(model, config.objective)
-    change = changes(config)
-    random, noise, best = np.random.default_rng(seed), stream(key, "noise"), (math.inf, None)
+    state, noise = training.init(model, objective, stream(key, "init")), stream(key, "noise")
+    change, random, best = changes(config), np.random.default_rng(seed), (math.inf, None)
     train, val = (batches.quantize(images, model.levels) for images in (train, val))
     size = min(config.data.batch_size, len(train))
     for number in range(1, config.training.steps + 1):
@@ -92,15 +100,20 @@ def fit(config: Config, train: Float[np.ndarray, "n h w c"], val: Float[np.ndarr
     return Fitted(model, best[1], best[0])
 
 
+@functools.cache
+def scoring(model: models.Model, name: str, settings: AnomalyConfig) -> Callable[..., anomaly.Scores]:
+    """(params, images, index) -> scores, compiled once for all weights of a model."""
+    return jax.jit(lambda params, x, index: anomaly.score(model, params, x, of_examples(KEY, index), name, settings))
+
+
 def scores(
     fitted: Fitted, images: Float[np.ndarray, "n h w c"], name: str, settings: AnomalyConfig = SETTINGS
 ) -> anomaly.Scores:
     """Of arrays, a few at a time."""
-    look = jax.jit(lambda x, index: anomaly.score(fitted.model, fitted.params, x, of_examples(KEY, index), name, settings))
-    images, parts = batches.quantize(images, fitted.model.levels), []
+    look, images, parts = scoring(fitted.model, name, settings), batches.quantize(images, fitted.model.levels), []
     for start in range(0, len(images), ROWS):
         index = np.minimum(np.arange(start, start + ROWS), len(images) - 1)
-        found = look(images[index], index)
+        found = look(fitted.params, images[index], index)
         parts.append(jax.tree.map(lambda leaf: np.asarray(leaf)[: len(images) - start], found))  # noqa: B023  # used at once
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
@@ -108,22 +121,15 @@ def scores(
 KEY = jax.random.key(0)
 
 
-class Floor(NamedTuple):
-    """Principal components of the training images."""
+def floor(train: Float[np.ndarray, "n h w c"], latents: int = 32) -> Callable[[np.ndarray], anomaly.Scores]:
+    """Images -> squared errors, a mean and a map, of what as many principal components as there are latents make of them."""
+    restored = evaluation.floor(train.reshape(len(train), -1), latents)
 
-    pca: PCA
-
-    def scores(self, images: Float[np.ndarray, "n h w c"]) -> anomaly.Scores:
-        """Squared reconstruction errors."""
-        flat = images.reshape(len(images), -1)
-        restored = np.clip(self.pca.inverse_transform(self.pca.transform(flat)), 0.0, 1.0)
-        errors = ((flat - restored) ** 2).reshape(images.shape).mean(axis=-1)
+    def scores(images: Float[np.ndarray, "n h w c"]) -> anomaly.Scores:
+        errors = ((images - restored(images)) ** 2).mean(axis=-1)
         return anomaly.Scores(errors.mean(axis=(1, 2)), errors)
 
-
-def floor(train: Float[np.ndarray, "n h w c"], latents: int) -> Floor:
-    """As many components as the model has latents."""
-    return Floor(PCA(min(latents, len(train) - 1), random_state=0).fit(train.reshape(len(train), -1)))
+    return scores
 
 
 def auroc(truth: np.ndarray, values: np.ndarray) -> float:
@@ -187,66 +193,6 @@ CANDIDATES = {
 }
 
 
-class Problem(NamedTuple):
-    """Normal images, and others among which the strange ones are known."""
-
-    name: str
-    train: np.ndarray
-    val: np.ndarray
-    calibrating: np.ndarray
-    test: np.ndarray
-    truth: np.ndarray
-
-
-def problems(data: Path, side: int) -> Iterator[Problem]:
-    """MedNIST's validation folders, chest X-rays, ultrasound of the breast, and five digits: no test folder of MedNIST."""
-    random, images = np.random.default_rng(0), mednist(data / "mednist", side)
-    for name in CLASSES:
-        own = images["train"][name][random.permutation(500)]
-        test = np.concatenate([images["val"][name], *(images["val"][other] for other in CLASSES if other != name)])
-        yield Problem(f"mednist {name}", *np.split(own, [400, 450]), test, np.arange(len(test)) >= 50)
-    for file, normal, apart, splits in (("pneumoniamnist_rebuilt", 0, 100, ("test",)), ("breastmnist", 1, 50, ("val", "test"))):
-        with np.load(data / "medmnist" / f"{file}.npz") as arrays:
-            own = unit(arrays["train_images"][arrays["train_labels"].ravel() == normal])
-            test, labels = (np.concatenate([arrays[f"{split}_{kind}"] for split in splits]) for kind in ("images", "labels"))
-        own = own[random.permutation(len(own))]
-        yield Problem(file, *np.split(own, [len(own) - 2 * apart, len(own) - apart]), unit(test), labels.ravel() != normal)
-    (images, labels), (others, kinds) = (digits(data / "mnist", prefix) for prefix in ("train", "t10k"))
-    test, kinds = (np.concatenate([array[kinds == digit][:100] for digit in range(10)]) for array in (others, kinds))
-    for digit in (2, 4, 5, 8, 9):
-        own = unit(images[labels == digit][:600])
-        yield Problem(f"mnist {digit}", *np.split(own, [400, 500]), unit(test), kinds != digit)
-
-
-def unit(images: np.ndarray) -> Float[np.ndarray, "n h w 1"]:
-    return np.float32(images)[..., np.newaxis] / 255
-
-
-def digits(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """MNIST's images and labels, without their headers."""
-    contents = (gzip.decompress((folder / f"{prefix}-{name}-ubyte.gz").read_bytes()) for name in ("images-idx3", "labels-idx1"))
-    images, labels = (np.frombuffer(each, np.uint8, offset=offset) for each, offset in zip(contents, (16, 8), strict=True))
-    return images.reshape(-1, 28, 28), labels
-
-
-def run_choose(arguments: argparse.Namespace) -> None:
-    """AUROC of every score, and of conformal p-values of two together, on every problem; the highest mean is chosen."""
-    config, found = CANDIDATES[arguments.model], []
-    for problem in problems(arguments.paths[0], arguments.side):
-        if not problem.name.startswith(tuple(arguments.problems)):
-            continue
-        fitted = fit(config, problem.train, problem.val, arguments.seed)
-        values = {name: scores(fitted, problem.test, name).value for name in arguments.scores}
-        pair = []
-        for name in ("ssim", "error"):
-            usual = scores(fitted, problem.calibrating, name).value
-            pair.append(-np.log(calibration.p_values(usual, scores(fitted, problem.test, name).value)))
-        values |= {"largest of conformal": np.maximum(*pair), "mean of conformal": (pair[0] + pair[1]) / 2}
-        found.append({name: auroc(problem.truth, value) for name, value in values.items()})
-        tell(model=arguments.model, problem=problem.name, train=len(problem.train), loss=fitted.loss, **found[-1])
-    tell(model=arguments.model, **{f"mean {name}": float(np.mean([each[name] for each in found])) for name in found[0]})
-
-
 def run_mednist(arguments: argparse.Namespace) -> None:
     images, found = mednist(arguments.paths[0], arguments.side), []
     for normal in arguments.classes:
@@ -256,7 +202,7 @@ def run_mednist(arguments: argparse.Namespace) -> None:
         test = np.concatenate([test, *(images["test"][name] for name in CLASSES if name != normal)])
         truth = np.arange(len(test)) >= 150
         values = {name: scores(fitted, test, name).value for name in arguments.scores}
-        others = {name: values[name] for name in arguments.scores[1:]} | {"pca": floor(train, 32).scores(test).value}
+        others = {name: values[name] for name in arguments.scores[1:]} | {"pca": floor(train)(test).value}
         result = compare(truth, values[arguments.scores[0]], others, np.arange(len(test)))
         flags = flagged(scores(fitted, calibrating, arguments.scores[0]).value, values[arguments.scores[0]][~truth])
         found.append(result["auroc"])
@@ -320,7 +266,7 @@ def run_xray(arguments: argparse.Namespace) -> None:
         others = {name: values[name] for name in arguments.scores[1:]}
         fit_on = np.r_[train, val]
         for name, pixels in (("pca", images), ("pca, whole images", whole)):
-            others[name] = floor(pixels[fit_on], 32).scores(pixels[rows]).value
+            others[name] = floor(pixels[fit_on])(pixels[rows]).value
         result = compare(truth, values[arguments.scores[0]], others, np.arange(len(rows)))
         chosen = scores(fitted, images[calibrating], arguments.scores[0]).value
         tell(seed=seed, loss=fitted.loss, flagged=flagged(chosen, values[arguments.scores[0]][~truth]), **result)
@@ -334,14 +280,17 @@ def run_lesions(arguments: argparse.Namespace) -> None:
         parts = [np.flatnonzero(np.isin(patients, part)) for part in shares(patients.max() + 1, arguments.seed)]
         train, val, calibrating, test = (images[part] for part in parts)
         planted = parts[2 if arguments.apart else 3]
-        fitted, linear = fit(CANDIDATES[arguments.model], train, val, arguments.seed), floor(np.concatenate([train, val]), 32)
+        fitted, linear = fit(CANDIDATES[arguments.model], train, val, arguments.seed), floor(np.concatenate([train, val]))
         score, usual = arguments.scores[0], scores(fitted, val, SETTINGS.map).map.mean(axis=0)
-        normal = scores(fitted, calibrating, score)
-        tell(data=name, flagged=flagged(normal.value, scores(fitted, test, score).value), test=len(test))
+        strangest = (
+            calibration.of_groups(scores(fitted, part, score).value, patients[rows])
+            for part, rows in zip((calibrating, test), parts[2:], strict=True)
+        )
+        tell(data=name, loss=fitted.loss, flagged=flagged(*strangest), test=len(test))
 
         def maps(images: Float[np.ndarray, "n h w 1"]) -> list[np.ndarray]:
             ours = anomaly.relative(scores(fitted, images, SETTINGS.map).map, usual)  # noqa: B023  # used at once
-            return [np.asarray(ours), linear.scores(images).map]  # noqa: B023
+            return [np.asarray(ours), linear(images).map]  # noqa: B023
 
         limits = [quantiles(each) for each in maps(calibrating)]
         for contrast in lesions.CONTRASTS:
@@ -398,21 +347,18 @@ def tell(**facts: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("choose", "mednist", "xray", "lesions", "stream"))
+    parser.add_argument("what", choices=("mednist", "xray", "lesions", "stream"))
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--as-given", action="store_true", help="MedNIST: the folders as they are")
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--classes", nargs="+", default=CLASSES)
-    parser.add_argument("--model", choices=CANDIDATES, default="plain", help="choose, lesions: of the candidates")
-    parser.add_argument(
-        "--problems", nargs="+", default=("mednist", "pneumonia", "breast", "mnist"), help="choose: names' starts"
-    )
+    parser.add_argument("--model", choices=CANDIDATES, default="plain", help="lesions: of the candidates")
     parser.add_argument("--apart", action="store_true", help="lesions: others, in the calibration images, for choosing")
-    parser.add_argument("--scores", nargs="+", default=["two_scale_ssim", "ssim", "likelihood", "error"])
+    parser.add_argument("--scores", nargs="+", default=["ssim_and_error", "two_scale_ssim", "ssim", "likelihood", "error"])
     arguments = parser.parse_args()
-    runs = {"choose": run_choose, "mednist": run_mednist, "xray": run_xray, "lesions": run_lesions, "stream": run_stream}
+    runs = {"mednist": run_mednist, "xray": run_xray, "lesions": run_lesions, "stream": run_stream}
     runs[arguments.what](arguments)
 
 

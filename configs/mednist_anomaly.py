@@ -13,7 +13,7 @@ from vaejax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The quickstart's networks with twice the latents; a Gaussian with one scale; SSIM at two scales."""
+    """The quickstart's networks with twice the latents; a Gaussian with one scale; SSIM at two scales times the error."""
     config = default_config()
     config.data.name = "image_folder"
     config.data.path = "mednist"
@@ -27,5 +27,5 @@ def get_config() -> ConfigDict:
     config.training.checkpoint_every = 350
     config.training.log_every = 70
     config.training.ema_decay = 0.99
-    config.anomaly.score = "two_scale_ssim"
+    config.anomaly.score = "ssim_and_error"
     return config

@@ -119,11 +119,18 @@ def test_two_scale_ssim_is_the_geometric_mean_of_ssim_inside_and_of_half_the_siz
     near(scored("two_scale_ssim").value ** 2 / fine, 1.0 - whole_ssim(*halves), 1e-3)
 
 
-def test_an_image_restored_exactly_has_no_two_scale_difference():
+@pytest.mark.parametrize("difference", [anomaly.two_scale_ssim, anomaly.ssim_and_error])
+def test_an_image_restored_exactly_has_no_difference(difference):
     same = images()
-    found = anomaly.two_scale_ssim(same, same)
+    found = difference(same, same)
     assert np.abs(found.value).max() < 1e-3
     assert np.abs(found.map).max() < 1e-3
+
+
+def test_ssim_and_error_is_the_product_of_both():
+    structure, amplitude, both = (scored(name) for name in ("two_scale_ssim", "error", "ssim_and_error"))
+    for one, other, product in zip(structure, amplitude, both, strict=True):
+        near(product, np.float64(one) * np.sqrt(np.float64(other)), 1e-4)
 
 
 def test_a_relative_map_is_in_units_of_the_usual_one_where_that_is_not_almost_nothing():
@@ -165,7 +172,7 @@ def test_a_heavier_fidelity_keeps_the_restoration_at_the_image():
     assert (tight.value < 0.7 * loose.value).all()
 
 
-@pytest.mark.parametrize("name", ["likelihood", "error", "ssim", "two_scale_ssim", "restoration"])
+@pytest.mark.parametrize("name", ["likelihood", "error", "ssim", "two_scale_ssim", "ssim_and_error", "restoration"])
 def test_a_changed_pixel_stands_out_in_the_maps(name):
     model, params = built()
     params = params | {"decoder": jax.tree.map(lambda leaf: 0.05 * leaf, params["decoder"])}

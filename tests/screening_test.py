@@ -127,7 +127,7 @@ def test_ranking_flags_and_p_values_follow_from_the_scores(run, screened):
     table = rows(run)
     assert [int(row["index"]) for row in table] == list(range(60))
     truth = np.arange(60) % 3 == 2
-    assert set(screened["undefined"]) == {"two_scale_ssim"}  # images of less than 22 pixels
+    assert set(screened["undefined"]) == {"two_scale_ssim", "ssim_and_error"}  # images of less than 22 pixels
     for name in set(screening.SCORES) - set(screened["undefined"]):
         scores = [float(row[name]) for row in table]
         found = screened["ranking"][name]
@@ -211,7 +211,11 @@ def test_a_score_that_the_run_lacks_is_refused_and_one_beside_it_is_left_out(tmp
     lacking = {"model": codes, "objective": {"name": "vq"}, "anomaly": {"score": "rate"}}
     with pytest.raises(FamilyError, match=r"anomaly.score='rate': .* Choose one of likelihood, error, ssim\."):
         screening.screen(create(tmp_path, **lacking))
-    assert set(screening.undefined(create(tmp_path, "gan", objective={"name": "vae_gan"}))) == {"likelihood", "two_scale_ssim"}
+    assert set(screening.undefined(create(tmp_path, "gan", objective={"name": "vae_gan"}))) == {
+        "likelihood",
+        "two_scale_ssim",
+        "ssim_and_error",
+    }
 
 
 def test_an_unlabelled_test_split_is_scored_and_flagged_and_not_ranked(tmp_path):

@@ -32,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     known, unknown = parser.parse_known_args(arguments)
     if unknown and known.verb not in ("train", "prepare", "inspect"):
         parser.error(f"unknown arguments: {' '.join(unknown)}")
+    for name in _of_no_files(known):
+        parser.error(f"--{name}: is of images from files (--input, or of `sample` --near), and there are none. Leave it out.")
     try:
         with at_once():
             known.run(known, unknown)
@@ -43,6 +45,14 @@ def main(arguments: Sequence[str]) -> int:
             print(f"vaejax: {message}", file=sys.stderr)
         return SIGTERM_EXIT if isinstance(error, Terminated) else _fail()
     return 0
+
+
+def _of_no_files(known: argparse.Namespace) -> list[str]:
+    """What is said of the files of a verb to which none are given."""
+    if getattr(known, "input", None) or getattr(known, "near", None):
+        return []
+    said = {"identify": getattr(known, "identify", False), "output": known.verb == "anomaly" and known.output}
+    return [name for name, value in said.items() if value]
 
 
 def _fail() -> int:
@@ -161,7 +171,6 @@ def _add_evaluation(to: Any) -> None:
         verbs.anomaly,
         "vaejax anomaly runs/hand --best --alpha=0.01 --input=scans --output=results",
     )
-    _of_split(anomaly)
     anomaly.add_argument("--alpha", type=_share, help="promised share of false alarms; default: as configured")
     _of_files(anomaly, "maps and p-values of theirs")
     anomaly.add_argument("--output", metavar="DIR", help="with --input: where the files go; default: in the run directory")
@@ -210,7 +219,7 @@ def _add_reconstruction(to: Any) -> None:
     _of_files(reconstruct, "their reconstructions")
     interpolate = _run_verb(to, verbs.interpolate, "vaejax interpolate runs/quickstart --n=8 --steps=12")
     interpolate.add_argument("--steps", type=_at_least_two, default=10, help="images on a line; default: %(default)s")
-    interpolate.add_argument(
+    _of_split(interpolate).add_argument(
         "--input",
         metavar=("FIRST", "SECOND"),
         nargs=2,
@@ -231,7 +240,6 @@ def _add_reconstruction(to: Any) -> None:
     inpaint.add_argument("--draws", type=_at_least_two, default=8, help="of each image, at least 2; default: %(default)s")
     for verb in (reconstruct, interpolate, inpaint):
         verb.add_argument("--n", type=_positive, default=10, help="images, or lines; default: %(default)s")
-        _of_split(verb)
         _writing(verb)
 
 
@@ -242,7 +250,7 @@ def _add_understanding(to: Any) -> None:
         verbs.embed,
         "vaejax embed runs/mednist --split=test --map=tsne",
     )
-    embed.add_argument("--input", metavar="PATH", help=f"{_PATH}: their table instead of that of a split")
+    _of_split(embed).add_argument("--input", metavar="PATH", help=f"{_PATH}: their table instead of that of a split")
     embed.add_argument("--map", choices=("pca", "tsne"), default="pca", help="how it is laid out; default: %(default)s")
     explain = _run_verb(
         to,
@@ -255,7 +263,6 @@ def _add_understanding(to: Any) -> None:
     _of_files(explain, "their images moved, and what changes,")
     explain.add_argument("--steps", type=_at_least_two, default=6, help="images on a walk; default: %(default)s")
     for verb in (embed, explain):
-        _of_split(verb)
         _writing(verb)
 
 
@@ -267,20 +274,23 @@ def _add_masks(to: Any) -> None:
     )
     segment.add_argument("--n", type=_positive, default=10, help="images in the picture; default: %(default)s")
     _of_files(segment, "their masks")
-    _of_split(segment)
     _writing(segment)
 
 
-def _of_split(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
+def _of_split(verb: argparse.ArgumentParser) -> Any:
+    """Whose images; what else says so goes into the group that is given back, since one alone can."""
+    group = verb.add_mutually_exclusive_group()
+    group.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
+    return group
 
 
 _PATH = "a PNG, JPEG, TIFF, NPY or NIfTI file, or a folder with such or DICOM series"
 
 
 def _of_files(verb: argparse.ArgumentParser, what: str) -> None:
-    """For verbs that take files from anywhere."""
-    verb.add_argument("--input", metavar="PATH", help=f"{_PATH}: {what} in their own geometry, instead of those of a split")
+    """For verbs that take a split's images, or files from anywhere."""
+    images, meaning = _of_split(verb), f"{_PATH}: {what} in their own geometry, instead of those of a split"
+    images.add_argument("--input", metavar="PATH", help=meaning)
     _identifying(verb)
 
 

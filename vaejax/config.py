@@ -395,9 +395,9 @@ class AnomalyConfig(Section):
     prefix = "anomaly."
     score: str = declare(
         "ssim",
-        "what counts: negative log-likelihood; error or ssim of the reconstruction, ssim also at two scales; rate; distance to "
-        "a restored image",
-        choices=("likelihood", "error", "ssim", "two_scale_ssim", "rate", "restoration"),
+        "what counts: negative log-likelihood; error or ssim of the reconstruction, ssim also at two scales, and that times the "
+        "error; rate; distance to a restored image",
+        choices=("likelihood", "error", "ssim", "two_scale_ssim", "ssim_and_error", "rate", "restoration"),
     )
     map: str = declare(
         "error",

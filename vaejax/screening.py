@@ -38,7 +38,7 @@ from vaejax.models import Params, condition_of
 from vaejax.progress import bar
 from vaejax.runs import Run
 
-SCORES = ("likelihood", "error", "ssim", "two_scale_ssim", "rate", "restoration")
+SCORES = ("likelihood", "error", "ssim", "two_scale_ssim", "ssim_and_error", "rate", "restoration")
 """All of `anomaly.score`."""
 
 CASES = 10

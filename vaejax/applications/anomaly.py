@@ -1,4 +1,4 @@
-"""How far images are from those that a model was trained on: one number an image and a map of where, by one of six scores.
+"""How far images are from those that a model was trained on: one number an image and a map of where, by one of seven scores.
 
 Larger is stranger, in every score and every map. All look at one image at a time, and what is drawn is fixed by the keys.
 """
@@ -34,7 +34,7 @@ def undefined(model: Model, name: str) -> str | None:
     """Why a model has no such score; None where it has."""
     if name == "ssim" and not metrics.has_ssim(model.image_shape):
         return f"images are smaller than the window of {metrics.SSIM_WINDOW} pixels"
-    if name == "two_scale_ssim" and not metrics.has_ssim((model.image_shape[0] // 2, model.image_shape[1] // 2)):
+    if name in ("two_scale_ssim", "ssim_and_error") and not metrics.has_ssim((model.image_shape[0] // 2, model.image_shape[1] // 2)):
         return f"images of half the size are smaller than the window of {metrics.SSIM_WINDOW} pixels"
     if name in ("rate", "restoration") and not model.random:
         return "the latents are codes, through which there is no gradient to the image"
@@ -59,6 +59,8 @@ def score(
     ssim: 1 - SSIM of that reconstruction (Wang et al. 2004); map: the same around the pixel.
     two_scale_ssim: the geometric mean of that and of 1 - SSIM at half the size, there to the edges of the image, where the
         other's window ends before them (two scales as by Wang et al. 2003); map: the geometric mean of both around the pixel.
+    ssim_and_error: two_scale_ssim times the root mean squared error: the one hardly sees a grey level that is off, the other
+        hardly sees structure that is lost, and a product needs no weights; map: both around the pixel.
     rate: KL(q(z|x) || p(z)), nats; map: the size of its gradient at the pixel (Zimmerer et al. 2019).
     restoration: mean absolute change to the image `restore` makes; map: the change.
 
@@ -89,6 +91,13 @@ def score(
         return Scores(1.0 - metrics.ssim(images, restored), 1.0 - metrics.ssim_map(images, restored))
     if name == "two_scale_ssim":
         return two_scale_ssim(images, restored)
+    if name == "ssim_and_error":
+        return ssim_and_error(images, restored)
+    return squared_error(images, restored)
+
+
+def squared_error(images: Float[Array, "b h w c"], restored: Float[Array, "b h w c"]) -> Scores:
+    """How far any reconstruction is from its image: the mean square, and the square of the smoothed difference around a pixel."""
     return Scores(metrics.mse(images, restored), (metrics.smoothed(images - restored) ** 2).mean(axis=-1))
 
 
@@ -107,6 +116,12 @@ def two_scale_ssim(images: Float[Array, "b h w c"], restored: Float[Array, "b h 
     pixels = (1.0 - metrics.ssim_map(images, restored)) * jax.image.resize(coarse, images.shape[:3], "linear")
     # SSIM is at most 1 but for rounding; the root of a negative number would be none.
     return Scores(*(jnp.sqrt(jnp.maximum(product, 0.0)) for product in (value, pixels)))
+
+
+def ssim_and_error(images: Float[Array, "b h w c"], restored: Float[Array, "b h w c"]) -> Scores:
+    """`two_scale_ssim` times the root of `squared_error`, with the same limits."""
+    structure, amplitude = two_scale_ssim(images, restored), squared_error(images, restored)
+    return Scores(*(of_one * jnp.sqrt(of_other) for of_one, of_other in zip(structure, amplitude, strict=True)))
 
 
 def relative(maps: Float[Array, "b h w"], usual: Float[Array, "h w"]) -> Float[Array, "b h w"]:

@@ -1,0 +1,97 @@
+"""Which anomaly score, and which model: AUROC of all on data apart from what `anomaly.py` tests on.
+
+    python benchmarks/anomaly_choose.py DATA
+    python benchmarks/anomaly_choose.py DATA --problems stretch --model augmented
+
+Of MedNIST the training and validation folders alone, in two ways: a shuffle, and stretches. The files of a folder follow each
+other as slices of a scan and scans of a scanner do; so a model of the first 350, tested on the last 100 with the other classes'
+last 100, meets the scans of other patients, as any that is put to use. Then PneumoniaMNIST, BreastMNIST, and digits of MNIST.
+"""
+
+import argparse
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from anomaly import CANDIDATES, CLASSES, auroc, fit, mednist, scores, tell
+from jaxtyping import Bool, Float
+
+from vaejax import screening
+
+
+class Problem(NamedTuple):
+    """Normal images, and others among which the strange ones are known."""
+
+    name: str
+    train: Float[np.ndarray, "n h w 1"]
+    val: Float[np.ndarray, "m h w 1"]
+    test: Float[np.ndarray, "k h w 1"]
+    truth: Bool[np.ndarray, " k"]
+    """Whether each of the test is strange."""
+
+
+def problems(data: Path, side: int) -> Iterator[Problem]:
+    """All, the ones of a kind together; what they are named by starts with the kind."""
+    images = mednist(data / "mednist", side)
+    for name in CLASSES:
+        others = [each for each in CLASSES if each != name]
+        own = images["train"][name][np.random.default_rng(0).permutation(500)]
+        yield problem(f"mednist {name}", own[:400], 50, images["val"][name], [images["val"][other] for other in others])
+        own, last = images["train"][name][:350], [images["train"][other][400:] for other in others]
+        yield problem(f"stretch {name}", own, 50, images["train"][name][400:], last)
+    for file, normal, apart, splits in (("pneumoniamnist_rebuilt", 0, 100, ("test",)), ("breastmnist", 1, 50, ("val", "test"))):
+        with np.load(data / "medmnist" / f"{file}.npz") as arrays:
+            own = unit(arrays["train_images"][arrays["train_labels"].ravel() == normal])
+            test, labels = (np.concatenate([arrays[f"{split}_{kind}"] for split in splits]) for kind in ("images", "labels"))
+        is_normal = labels.ravel() == normal
+        yield problem(file, own, apart, unit(test)[is_normal], [unit(test)[~is_normal]])
+    (images, labels), (others, kinds) = (digits(data / "mnist", prefix) for prefix in ("train", "t10k"))
+    for digit in (2, 4, 5, 8, 9):
+        test = [unit(others[kinds == other][:100]) for other in range(10)]
+        yield problem(f"mnist {digit}", unit(images[labels == digit][:500]), 100, test.pop(digit), test)
+
+
+def problem(name: str, own: np.ndarray, apart: int, normal: np.ndarray, strange: list[np.ndarray]) -> Problem:
+    """A model of `own` but for `apart` of them, drawn at random, which choose the checkpoint."""
+    val, train = np.split(own[np.random.default_rng(0).permutation(len(own))], [apart])
+    test = np.concatenate([normal, *strange])
+    return Problem(name, train, val, test, np.arange(len(test)) >= len(normal))
+
+
+def unit(images: np.ndarray) -> Float[np.ndarray, "n h w 1"]:
+    return np.float32(images)[..., np.newaxis] / 255
+
+
+def digits(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+    """MNIST's images and labels, without their headers."""
+    contents = (gzip.decompress((folder / f"{prefix}-{name}-ubyte.gz").read_bytes()) for name in ("images-idx3", "labels-idx1"))
+    images, labels = (np.frombuffer(each, np.uint8, offset=offset) for each, offset in zip(contents, (16, 8), strict=True))
+    return images.reshape(-1, 28, 28), labels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="the folder that holds mednist, medmnist and mnist")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side", type=int, default=32, help="of MedNIST's images, pixels")
+    parser.add_argument("--model", choices=CANDIDATES, default="plain")
+    parser.add_argument("--problems", nargs="+", default=("",), help="starts of names, as printed")
+    parser.add_argument("--scores", nargs="+", default=[name for name in screening.SCORES if name != "restoration"])
+    arguments = parser.parse_args()
+    found: dict[str, list[dict[str, float]]] = {}
+    for each in problems(arguments.data, arguments.side):
+        if each.name.startswith(tuple(arguments.problems)):
+            fitted = fit(CANDIDATES[arguments.model], each.train, each.val, arguments.seed)
+            values = {name: scores(fitted, each.test, name).value for name in arguments.scores}
+            rows = found.setdefault(each.name.split()[0], [])
+            rows.append({name: auroc(each.truth, value) for name, value in values.items()})
+            tell(model=arguments.model, problem=each.name, train=len(each.train), loss=fitted.loss, **rows[-1])
+    for kind, rows in found.items():
+        means = {name: [row[name] for row in rows] for name in arguments.scores}
+        tell(kind=kind, mean={k: float(np.mean(v)) for k, v in means.items()}, least={k: min(v) for k, v in means.items()})
+
+
+if __name__ == "__main__":
+    main()
