@@ -395,8 +395,8 @@ class AnomalyConfig(Section):
     prefix = "anomaly."
     score: str = declare(
         "ssim",
-        "what counts: negative log-likelihood; error or ssim of the reconstruction, ssim also at two scales, and that times the "
-        "error; rate; distance to a restored image",
+        "what counts: negative log-likelihood; error or ssim of the reconstruction, ssim also at two scales, or that times the "
+        "root of the error; rate; distance to a restored image",
         choices=("likelihood", "error", "ssim", "two_scale_ssim", "ssim_and_error", "rate", "restoration"),
     )
     map: str = declare(

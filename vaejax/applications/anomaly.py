@@ -34,7 +34,8 @@ def undefined(model: Model, name: str) -> str | None:
     """Why a model has no such score; None where it has."""
     if name == "ssim" and not metrics.has_ssim(model.image_shape):
         return f"images are smaller than the window of {metrics.SSIM_WINDOW} pixels"
-    if name in ("two_scale_ssim", "ssim_and_error") and not metrics.has_ssim((model.image_shape[0] // 2, model.image_shape[1] // 2)):
+    half = (model.image_shape[0] // 2, model.image_shape[1] // 2)
+    if name in ("two_scale_ssim", "ssim_and_error") and not metrics.has_ssim(half):
         return f"images of half the size are smaller than the window of {metrics.SSIM_WINDOW} pixels"
     if name in ("rate", "restoration") and not model.random:
         return "the latents are codes, through which there is no gradient to the image"
@@ -97,7 +98,7 @@ def score(
 
 
 def squared_error(images: Float[Array, "b h w c"], restored: Float[Array, "b h w c"]) -> Scores:
-    """How far any reconstruction is from its image: the mean square, and the square of the smoothed difference around a pixel."""
+    """Mean squared error, of any reconstruction from its image; around a pixel, the square of the smoothed difference."""
     return Scores(metrics.mse(images, restored), (metrics.smoothed(images - restored) ** 2).mean(axis=-1))
 
 
