@@ -189,6 +189,9 @@ def test_a_store_that_fails_later_is_told(bucket, monkeypatch):
             lambda: Writer(bucket, RUN),
             lambda: runs.read_json(bucket / "data.json"),
             lambda: runs.write_json(bucket / "data.json", {}),
+            lambda: runs.load(str(bucket)),
+            lambda: runs.outline(str(bucket)),
+            lambda: storage.exists(bucket / "evaluation.json"),
             lambda: journal.read(bucket),
             lambda: report.save(bucket, "samples", np.zeros((1, 1, 5, 4, 1)), {}),
         ):

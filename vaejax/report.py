@@ -64,9 +64,9 @@ def write(run: Run, best: bool = False) -> epath.Path:
         "step": trained.step,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "data": runs.read_json(run.directory / "data.json"),
-        "evaluation": runs.read_json(evaluation_file) if evaluation_file.exists() else None,
+        "evaluation": runs.read_json(evaluation_file) if storage.exists(evaluation_file) else None,
         "pictures": _pictures(run, params),
-        "frechet": runs.read_json(run.directory / "frechet.json") if (run.directory / "frechet.json").exists() else None,
+        "frechet": runs.read_json(run.directory / "frechet.json") if storage.exists(run.directory / "frechet.json") else None,
         "anomaly": _anomaly(run),
         "config": _public_config(run),
         "versions": _versions(),
@@ -235,7 +235,7 @@ def overlay(images: Float[np.ndarray, "n h w c"], maps: Float[np.ndarray, "n h w
 def _anomaly(run: Run) -> dict[str, Any] | None:
     """What `vaejax anomaly` found, with pictures of the ends of its ranking; None where it has not looked yet."""
     file = run.directory / "anomaly.json"
-    if not file.exists():
+    if not storage.exists(file):
         return None
     found, drawn = runs.read_json(file), []
     with storage.reading(run.directory / "anomaly_maps.npy") as kept:

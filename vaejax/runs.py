@@ -80,7 +80,7 @@ def create(directory: str, config: Config) -> Run:
     path = storage.path(directory)
     file = path / "config.json"
     with hosts.first_before_others("run"):
-        if file.exists():
+        if storage.exists(file):
             _require_same(config_file.load(file), config, directory)
         run = _open(path, config)
         try:
@@ -102,7 +102,7 @@ def load(directory: str) -> Run:
         DataError: where its images are gone or have changed.
     """
     path = storage.path(directory)
-    if not (path / "config.json").exists():
+    if not storage.exists(path / "config.json"):
         raise TrainingError(f"{directory}: no run here (no config.json). Expected the --workdir of a training.")
     return _open(path, config_file.load(path / "config.json"))
 
@@ -114,7 +114,7 @@ def outline(directory: str) -> Outline:
         TrainingError: where there is no run.
     """
     path = storage.path(directory)
-    if not ((path / "config.json").exists() and (path / "data.json").exists()):
+    if not all(storage.exists(path / name) for name in ("config.json", "data.json")):
         raise TrainingError(f"{directory}: no run here (no config.json and data.json). Expected the --workdir of a training.")
     config, data = config_file.load(path / "config.json"), read_json(path / "data.json")
     names = data["label_names"]
@@ -125,7 +125,7 @@ def outline(directory: str) -> Outline:
 def ranges_of(run: Run) -> inspection.Ranges | None:
     """The ranges of the training images; None where an older version began the run."""
     file = run.directory / "data.json"
-    return read_json(file).get("ranges") if file.exists() else None
+    return read_json(file).get("ranges") if storage.exists(file) else None
 
 
 def read_json(path: epath.Path) -> Any:
@@ -150,7 +150,7 @@ def cache_of(path: epath.Path, config: Config) -> epath.Path:
 def _open(path: epath.Path, config: Config) -> Run:
     data = datasets.load(config.data, cache_of(path, config))
     file = path / "data.json"
-    if file.exists() and read_json(file)["fingerprint"] != data.fingerprint:
+    if storage.exists(file) and read_json(file)["fingerprint"] != data.fingerprint:
         raise DataError(
             f"data.path={config.data.path!r}: the images are not those that {path} began with (another fingerprint). "
             "Restore them, or train into another --workdir."

@@ -88,6 +88,12 @@ def explained(path: epath.PathLike, *passing: type[Exception]) -> Iterator[None]
         ) from error
 
 
+def exists(path: epath.Path) -> bool:
+    """Whether a file or folder is there; StorageError where the store does not say."""
+    with explained(path):
+        return path.exists()
+
+
 def make_folder(path: epath.Path) -> None:
     """Makes a folder and those above it, where they are absent."""
     if not is_url(path):

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from vaejax import checkpoints, runs, training
+from vaejax import checkpoints, runs, storage, training
 from vaejax.checkpoints import Restored
 from vaejax.config import TransferConfig
 from vaejax.errors import TrainingError
@@ -116,4 +116,5 @@ def _mismatch(different: list[str], frozen: list[str], source: Outline, run: Run
 
 def _sha256(source: Outline, step: int) -> str:
     """Of the step's manifest, which holds the sha256 of every file of it."""
-    return hashlib.sha256((source.checkpoints / str(step) / checkpoints.MANIFEST).read_bytes()).hexdigest()
+    with storage.explained(source.checkpoints):
+        return hashlib.sha256((source.checkpoints / str(step) / checkpoints.MANIFEST).read_bytes()).hexdigest()
