@@ -3,6 +3,7 @@
     python benchmarks/anomaly.py mednist FOLDER        # six classes, each in turn the normal one
     python benchmarks/anomaly.py xray FILE.npz         # Shenzhen: normal -> tuberculosis, five splits
     python benchmarks/anomaly.py lesions FOLDER FILE --model dense_augmented    # hippocampus volumes and X-rays, pixels
+    python benchmarks/anomaly.py calibration DATA      # false alarms where all are normal, by patient
     python benchmarks/anomaly.py stream                # images a second and peak memory of scores with maps
 
 Every model is trained on normal images alone, for a fixed number of steps; the weights kept are those of the lowest validation
@@ -221,6 +222,13 @@ def flagged(calibrating: Float[np.ndarray, " n"], normal: Float[np.ndarray, " m"
     return found
 
 
+def strangest(
+    fitted: Fitted, images: Float[np.ndarray, "n h w 1"], name: str, patients: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, " patients"]:
+    """The largest score of each patient's images."""
+    return calibration.of_groups(scores(fitted, images, name).value, patients)
+
+
 def xray(file: Path, crop: bool) -> tuple[Float[np.ndarray, "n 64 64 1"], Int[np.ndarray, " n"]]:
     """Shenzhen radiographs, whole or cut to the box of the lungs (its masks), and 1 for tuberculosis."""
     with np.load(file) as arrays:
@@ -282,11 +290,8 @@ def run_lesions(arguments: argparse.Namespace) -> None:
         planted = parts[2 if arguments.apart else 3]
         fitted, linear = fit(CANDIDATES[arguments.model], train, val, arguments.seed), floor(np.concatenate([train, val]))
         score, usual = arguments.scores[0], scores(fitted, val, SETTINGS.map).map.mean(axis=0)
-        strangest = (
-            calibration.of_groups(scores(fitted, part, score).value, patients[rows])
-            for part, rows in zip((calibrating, test), parts[2:], strict=True)
-        )
-        tell(data=name, loss=fitted.loss, flagged=flagged(*strangest), test=len(test))
+        flags = flagged(*(strangest(fitted, images[part], score, patients[part]) for part in parts[2:]))
+        tell(data=name, loss=fitted.loss, flagged=flags, test=len(test))
 
         def maps(images: Float[np.ndarray, "n h w 1"]) -> list[np.ndarray]:
             ours = anomaly.relative(scores(fitted, images, SETTINGS.map).map, usual)  # noqa: B023  # used at once
@@ -322,23 +327,38 @@ def pixels(
     return result | ({"difference": resampling.interval(difference, groups, 100)} if intervals else {})
 
 
+def run_calibration(arguments: argparse.Namespace) -> None:
+    """Flags among new normal images where nothing is strange: PneumoniaMNIST's, and the hippocampus by patient."""
+    with np.load(arguments.paths[0] / "medmnist" / "pneumoniamnist_rebuilt.npz") as arrays:
+        healthy = np.float32(arrays["train_images"][arrays["train_labels"].ravel() == 0])[..., np.newaxis] / 255
+    slices, volumes = hippocampus(arguments.paths[0] / "hippocampus_msd")
+    for name, images, patients, model in (
+        ("pneumonia", healthy, np.arange(len(healthy)), "plain"),
+        ("hippocampus", slices, volumes, "dense"),
+    ):
+        order = np.random.default_rng(arguments.seed).permutation(patients.max() + 1)
+        dealt_out = np.split(order, [round(share * len(order)) for share in (0.4, 0.5, 0.75)])
+        parts = [np.flatnonzero(np.isin(patients, part)) for part in dealt_out]
+        fitted = fit(CANDIDATES[model], images[parts[0]], images[parts[1]], arguments.seed)
+        flags = flagged(*(strangest(fitted, images[part], arguments.scores[0], patients[part]) for part in parts[2:]))
+        tell(data=name, loss=fitted.loss, flagged=flags)
+
+
 def run_stream(arguments: argparse.Namespace) -> None:
-    """Scores and maps of 1,000 and of 3,000 images, the maps written as they come, so that growth of memory shows."""
+    """Scores and maps of more and more images, the maps written as they come, so that growth of memory shows."""
     model = models.build(configuration().model, (64, 64, 1))
     fitted = Fitted(model, jax.jit(model.init)(jax.random.key(0)), math.nan)
-    images, file = np.random.default_rng(0).random((ROWS, 64, 64, 1), np.float32), Path(tempfile.mkdtemp()) / "maps.npy"
+    images, index = np.random.default_rng(0).random((ROWS, 64, 64, 1), np.float32), np.arange(ROWS)
     for name in arguments.scores:
-        look = jax.jit(lambda x, name=name: anomaly.score(model, fitted.params, x, of_examples(KEY, INDEX), name, SETTINGS))
-        jax.block_until_ready(look(images))
-        for n in (1_000, 3_000):
-            began, maps = time.perf_counter(), np.lib.format.open_memmap(file, "w+", np.float32, (n, 64, 64))
-            for start in range(0, n, ROWS):
-                maps[start : start + ROWS] = np.asarray(look(images).map)[: n - start]
+        look = scoring(model, name, SETTINGS)
+        jax.block_until_ready(look(fitted.params, images, index))
+        for n in (1_000, 3_000, 9_000):
+            began = time.perf_counter()
+            with tempfile.TemporaryFile() as file:
+                for start in range(0, n, ROWS):
+                    file.write(np.asarray(look(fitted.params, images, index).map)[: n - start].tobytes())
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
             tell(score=name, images=n, per_second=n / (time.perf_counter() - began), peak_mebibytes=peak)
-
-
-INDEX = np.arange(ROWS)
 
 
 def tell(**facts: Any) -> None:
@@ -347,7 +367,7 @@ def tell(**facts: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("mednist", "xray", "lesions", "stream"))
+    parser.add_argument("what", choices=("mednist", "xray", "lesions", "calibration", "stream"))
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--as-given", action="store_true", help="MedNIST: the folders as they are")
@@ -358,7 +378,13 @@ def main() -> None:
     parser.add_argument("--apart", action="store_true", help="lesions: others, in the calibration images, for choosing")
     parser.add_argument("--scores", nargs="+", default=["ssim_and_error", "two_scale_ssim", "ssim", "likelihood", "error"])
     arguments = parser.parse_args()
-    runs = {"mednist": run_mednist, "xray": run_xray, "lesions": run_lesions, "stream": run_stream}
+    runs = {
+        "mednist": run_mednist,
+        "xray": run_xray,
+        "lesions": run_lesions,
+        "calibration": run_calibration,
+        "stream": run_stream,
+    }
     runs[arguments.what](arguments)
 
 
