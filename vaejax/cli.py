@@ -32,8 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     known, unknown = parser.parse_known_args(arguments)
     if unknown and known.verb not in ("train", "prepare", "inspect"):
         parser.error(f"unknown arguments: {' '.join(unknown)}")
-    for name in _of_no_files(known):
-        parser.error(f"--{name}: is of images from files (--input, or of `sample` --near), and there are none. Leave it out.")
+    if needless := _of_no_files(known):
+        parser.error(f"{known.verb}: {needless}")
     try:
         with at_once():
             known.run(known, unknown)
@@ -47,12 +47,16 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _of_no_files(known: argparse.Namespace) -> list[str]:
-    """What is said of the files of a verb to which none are given."""
-    if getattr(known, "input", None) or getattr(known, "near", None):
-        return []
-    said = {"identify": getattr(known, "identify", False), "output": known.verb == "anomaly" and known.output}
-    return [name for name, value in said.items() if value]
+def _of_no_files(known: argparse.Namespace) -> str | None:
+    """Why what is said of files means nothing, where none are given."""
+    files = "near" if known.verb == "sample" else "input"
+    if getattr(known, files, None):
+        return None
+    if getattr(known, "identify", False):
+        return f"--identify goes with --{files}: images of a run have no patient to keep. Leave it out."
+    if known.verb == "anomaly" and known.output:
+        return "--output goes with --input: what is found in a split is written to the run directory. Leave it out."
+    return None
 
 
 def _fail() -> int:

@@ -402,7 +402,7 @@ class AnomalyConfig(Section):
     map: str = declare(
         "error",
         "whose map is kept, relative to that of normal images",
-        choices=("error", "ssim", "rate", "restoration"),
+        choices=("error", "ssim", "two_scale_ssim", "ssim_and_error", "rate", "restoration"),
     )
     alpha: float = declare(0.05, "promised share of false alarms among normal images", above=0.0, below=1.0)
     pixels: float = declare(

@@ -189,7 +189,8 @@ def inpaint(run: Run, output: epath.Path, best: bool, path: str, mask: str, draw
     """
     gallery.require_likelihood(run)
     params = _opened(run, best, path).params
-    region = None if Path(mask).exists() else inpainting.region(mask, run.model.image_shape)
+    is_file = Path(mask).exists() and not inpainting.is_region(mask)
+    region = None if is_file else inpainting.region(mask, run.model.image_shape)
 
     def missing(study: Study) -> tuple[Bool[np.ndarray, "n h w"], Bool[np.ndarray, "..."]]:
         """As the model sees it, and on the grid of the source."""

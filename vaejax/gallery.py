@@ -286,7 +286,7 @@ def require_likelihood(run: Run) -> None:
 
 def _missing(mask: str, image_shape: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
     """Missing pixels by the name of a region, or the bright ones of an image file."""
-    if not (Path(mask).suffix or Path(mask).exists()):
+    if inpainting.is_region(mask) or not (Path(mask).suffix or Path(mask).exists()):
         return inpainting.region(mask, image_shape)
     try:
         pixels = files.decode(Path(mask))

@@ -60,8 +60,8 @@ def score(
     ssim: 1 - SSIM of that reconstruction (Wang et al. 2004); map: the same around the pixel.
     two_scale_ssim: the geometric mean of that and of 1 - SSIM at half the size, there to the edges of the image, where the
         other's window ends before them (two scales as by Wang et al. 2003); map: the geometric mean of both around the pixel.
-    ssim_and_error: two_scale_ssim times the root mean squared error: the one hardly sees a grey level that is off, the other
-        hardly sees structure that is lost, and a product needs no weights; map: both around the pixel.
+    ssim_and_error: two_scale_ssim times the root mean squared error, a product that needs no weights: it stood out in
+        `benchmarks/anomaly_choose.py` where normal test images come of other scans; map: both around the pixel.
     rate: KL(q(z|x) || p(z)), nats; map: the size of its gradient at the pixel (Zimmerer et al. 2019).
     restoration: mean absolute change to the image `restore` makes; map: the change.
 

@@ -147,6 +147,11 @@ def visits(
             yield Visit(state.latents, acceptance)
 
 
+def is_region(name: str) -> bool:
+    """Whether missing pixels are said by the name of a `region`; a file of that name has to be said with its folder."""
+    return name == "lower-half" or name.startswith("square:")
+
+
 def region(name: str, image_shape: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
     """Missing pixels by name: "lower-half", or "square:SIDE", in the middle.
 

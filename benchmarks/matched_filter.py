@@ -1,10 +1,10 @@
-"""How much of the planted lesions a linear detector finds that is told their contrast, sign aside, and their shape.
+"""How much of the planted lesions a matched filter finds: it is told their mean shape, neither contrast nor sign.
 
-    python benchmarks/lesion_ceiling.py FOLDER FILE    # hippocampus volumes and X-rays, as `anomaly.py lesions` has them
+    python benchmarks/matched_filter.py FOLDER FILE    # hippocampus volumes and X-rays, as `anomaly.py lesions` has them
 
-Were normal images Gaussian, the likeliest place of a blob s would be where (s' C^-1 (x - m))^2 / (s' C^-1 s) is largest: the
-matched filter (Kay 1998, volume II, section 4.4). C is that of probabilistic PCA on the training images, s a mean blob. Beside
-it the average precision of marking the whole body, of which an answer that knows nothing of the lesions is capable.
+Were normal images Gaussian, the likeliest centre of a blob s would be where (s' C^-1 (x - m))^2 / (s' C^-1 s) is largest (Kay
+1998, volume II, section 4.4). C is that of probabilistic PCA on the training images (Tipping and Bishop 1999). A reference for
+what may be asked for, and no bound. Beside it what marking the whole body is worth, which knows nothing of lesions.
 """
 
 import argparse
@@ -34,13 +34,16 @@ def blob(side: int) -> Float[np.ndarray, "f f"]:
 def matched(train: Float[np.ndarray, "n h w"], images: Float[np.ndarray, "m h w"], components: int) -> np.ndarray:
     """The filter's map of every image."""
     shape, filtering = images.shape[1:], blob(min(images.shape[1:]))
-    pca = PCA(components, random_state=0).fit(train.reshape(len(train), -1))
-    weights = 1.0 / pca.noise_variance_ - 1.0 / pca.explained_variance_
+    rows = np.float64(train.reshape(len(train), -1))
+    pca = PCA(components, random_state=0).fit(rows)
+    # The mean variance of the directions left, of which scikit-learn counts as many as there are images.
+    noise = (rows.var(axis=0, ddof=1).sum() - pca.explained_variance_.sum()) / (rows.shape[1] - components)
+    weights = 1.0 / noise - 1.0 / pca.explained_variance_
     flat = images.reshape(len(images), -1) - pca.mean_
-    white = flat / pca.noise_variance_ - (flat @ pca.components_.T * weights) @ pca.components_
+    white = flat / noise - (flat @ pca.components_.T * weights) @ pca.components_
     answers = ndimage.convolve(white.reshape(images.shape), filtering[np.newaxis], mode="constant")
     at_places = ndimage.convolve(pca.components_.reshape(-1, *shape), filtering[np.newaxis], mode="constant")
-    energy = ndimage.convolve(np.ones(shape), filtering**2, mode="constant") / pca.noise_variance_
+    energy = ndimage.convolve(np.ones(shape), filtering**2, mode="constant") / noise
     return answers**2 / (energy - (at_places**2 * weights[:, np.newaxis, np.newaxis]).sum(axis=0))
 
 
@@ -48,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--components", nargs="+", type=int, default=[32, 100])
+    parser.add_argument("--components", nargs="+", type=int, default=[32, 100, 150])
     arguments = parser.parse_args()
     slices, volumes = hippocampus(arguments.folder)
     radiographs, labels = xray(arguments.file, crop=True)
