@@ -1,12 +1,13 @@
 """Segmentation from few labelled patients: an encoder pretrained as a VAE against the same network from scratch.
 
     python benchmarks/segmentation.py pretrain FOLDER WORK
-    python benchmarks/segmentation.py arms FOLDER WORK --steps 400 --arms scratch pretrained frozen --draws 0 1 2 3 4
+    python benchmarks/segmentation.py arms FOLDER WORK --steps 400
     python benchmarks/segmentation.py summary FOLDER WORK
 
 FOLDER holds images/ and labels/ of the hippocampus. 66 patients train, 22 choose the checkpoint (by loss, with their labels at
-any share), 22 test; whole volumes at 1 mm, each slice with its two neighbours. All arms have one optimiser and one budget.
-A row of WORK/rows.jsonl is a training; draw d chooses the labelled patients, and is the seed. `summary` is a table of them.
+any share), 22 test; whole volumes at 1 mm, each slice with two neighbours on either side. All arms have one optimiser, one rate
+and one budget, tuned for none. A row of WORK/rows.jsonl is a training; draw d chooses the labelled patients, and is the seed.
+`summary` prints a table of the rows.
 """
 
 import argparse
@@ -35,8 +36,8 @@ from vaejax.runs import Run
 SHAPE = (64, 40)
 """Every axial slice fits in, as it is: 1 mm a pixel, nothing is resampled."""
 
-BLOCK = 3
-"""A slice and its neighbours are the channels."""
+BLOCK = 5
+"""Slices in the channels: each with its neighbours."""
 
 ARMS = ("scratch", "pretrained", "frozen")
 
@@ -46,7 +47,7 @@ FRACTION = 0.2
 DATA = {"name": "volumes", "path": "images", "image_size": SHAPE, "block": BLOCK}
 MODEL = {"features": (16, 32, 64), "norm": "group", "latent_size": 32, "likelihood": "gaussian"}
 AUGMENT = {"rotate": 15.0, "zoom": 0.15, "brightness": 0.1, "contrast": 0.2}
-REGIONS, BATCH = 3, 16
+REGIONS, BATCH = 3, 8
 
 
 def hippocampus(folder: Path) -> DataSet:
