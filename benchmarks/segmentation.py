@@ -26,7 +26,7 @@ from etils import epath
 from jaxtyping import Float
 
 from vaejax import config as configuration
-from vaejax import experiment, journal, models, resampling, runs, segmentation
+from vaejax import experiment, journal, models, runs, segmentation
 from vaejax.config import Config, DataConfig, from_dict
 from vaejax.datasets import DataSet, Split, volumes
 from vaejax.datasets.splits import complete
@@ -174,7 +174,7 @@ def words(row: dict[str, Any]) -> str:
 def summary(rows: list[dict[str, Any]]) -> str:
     """A table in Markdown: of each share, the mean Dice of every arm, and its difference to scratch, with their intervals.
 
-    An interval draws test patients, each with its values of all draws of labels; in brackets, the lowest and the highest draw.
+    A difference is paired by draw of labels and test patient; draws that lack an arm are left out.
     """
     arms = sorted({row["arm"] for row in rows}, key=ARMS.index)
     others = [name for name in arms if name != "scratch"]
@@ -192,9 +192,10 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def spread(values: Float[np.ndarray, "draws patients"], sign: str = "") -> str:
-    """Mean (95 % interval over patients) [lowest, highest draw]."""
-    of_patients, of_draws = values.mean(axis=0), values.mean(axis=1)
-    low, high = resampling.interval(lambda rows: float(of_patients[rows].mean()), np.arange(len(of_patients)))
+    """Mean (95 % interval, draws and patients both drawn anew) [lowest, highest draw]."""
+    random, of_draws = np.random.default_rng(0), values.mean(axis=1)
+    chosen = ([random.integers(n, size=n) for n in values.shape] for _ in range(2_000))
+    low, high = np.quantile([values[np.ix_(*rows)].mean() for rows in chosen], [0.025, 0.975])
     mean, *ends = (f"{value:{sign}.3f}" for value in (values.mean(), low, high, of_draws.min(), of_draws.max()))
     return f"{mean} ({ends[0]} to {ends[1]}) [{ends[2]}, {ends[3]}]"
 
