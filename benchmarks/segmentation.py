@@ -1,12 +1,13 @@
 """Segmentation from few labelled patients: an encoder pretrained as a VAE against the same network from scratch.
 
     python benchmarks/segmentation.py pretrain FOLDER WORK
-    python benchmarks/segmentation.py arms FOLDER WORK --steps 3500 --arms pretrained --shares 1 --draws 0
-    python benchmarks/segmentation.py arms FOLDER WORK --steps 800 --shares 0.01 0.05 0.1
+    python benchmarks/segmentation.py arms FOLDER WORK --steps 400
+    python benchmarks/segmentation.py summary FOLDER WORK
 
 FOLDER holds images/ and labels/ of the hippocampus. 66 patients train, 22 choose the checkpoint (by loss, with their labels at
-any share), 22 test; whole volumes at 1 mm. Both arms have one optimiser, one rate and one budget, not tuned for either.
-A row of WORK/rows.jsonl is a training; draw d chooses the labelled patients, and is the seed.
+any share), 22 test; whole volumes at 1 mm, each slice with two neighbours on either side. All arms have one optimiser, one rate
+and one budget, tuned for none. A row of WORK/rows.jsonl is a training; draw d chooses the labelled patients, and is the seed.
+`summary` prints a table of the rows.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from etils import epath
-from scipy import ndimage
+from jaxtyping import Float
 
 from vaejax import config as configuration
 from vaejax import experiment, journal, models, runs, segmentation
@@ -35,20 +36,23 @@ from vaejax.runs import Run
 SHAPE = (64, 40)
 """Every axial slice fits in, as it is: 1 mm a pixel, nothing is resampled."""
 
+BLOCK = 5
+"""Slices in the channels: each with its neighbours."""
+
+ARMS = ("scratch", "pretrained", "frozen")
+
 FRACTION = 0.2
 """Share of the patients in each of val and test."""
 
+DATA = {"name": "volumes", "path": "images", "image_size": SHAPE, "block": BLOCK}
 MODEL = {"features": (16, 32, 64), "norm": "group", "latent_size": 32, "likelihood": "gaussian"}
-AUGMENT = {"brightness": 0.1, "contrast": 0.2}
-BATCH = 16
-
-COPIES = 8
-"""Slices an epoch for each that there is in train: turned and scaled copies of those whose labels are known."""
+AUGMENT = {"rotate": 15.0, "zoom": 0.15, "brightness": 0.1, "contrast": 0.2}
+REGIONS, BATCH = 3, 8
 
 
 def hippocampus(folder: Path) -> DataSet:
     """Axial slices with their masks (1 anterior, 2 posterior) and patients; whole patients in a split."""
-    source = volumes.source(DataConfig(name="volumes", path=str(folder / "images"), slice_axis=2)).open()["train"]
+    source = volumes.source(DataConfig(name="volumes", path=str(folder / "images"), block=BLOCK)).open()["train"]
     masks: dict[str, np.ndarray] = {}
 
     def mask(place: str) -> np.ndarray:
@@ -76,7 +80,7 @@ def hippocampus(folder: Path) -> DataSet:
         for column in columns.values():
             digest.update(column.tobytes())
         splits[name] = split_of(columns)
-    return DataSet(splits, (*SHAPE, 1), 1.0, None, digest.hexdigest(), ())
+    return DataSet(splits, (*SHAPE, BLOCK), 1.0, None, digest.hexdigest(), ())
 
 
 def split_of(columns: dict[str, np.ndarray]) -> Split:
@@ -86,8 +90,8 @@ def split_of(columns: dict[str, np.ndarray]) -> Split:
 def pretraining(steps: int) -> Config:
     return from_dict(
         {
-            "data": {"name": "volumes", "path": "images", "image_size": SHAPE, "batch_size": 32},
-            "augment": {"rotate": 15.0, "zoom": 0.15, "brightness": 0.1},
+            "data": DATA | {"batch_size": 32},
+            "augment": AUGMENT | {"contrast": 0.0},
             "model": MODEL,
             "optimizer": {"warmup_steps": 200},
             "training": {"steps": steps, "log_every": 100, "checkpoint_every": 1_000},
@@ -113,9 +117,9 @@ def segmenting(source: Path | None, steps: int, seed: int, rate: float, frozen: 
     return from_dict(
         {
             "seed": seed,
-            "data": {"name": "volumes", "path": "images", "masks": "labels", "image_size": SHAPE, "batch_size": BATCH},
+            "data": DATA | {"masks": "labels", "batch_size": BATCH},
             "augment": AUGMENT,
-            "model": MODEL | {"regions": 3},
+            "model": MODEL | {"regions": REGIONS},
             "objective": {"name": "segmentation"},
             "transfer": {"source": str(source), "parts": ("encoder",), "freeze": freeze} if source else {},
             "optimizer": {"learning_rate": rate, "warmup_steps": 50},
@@ -124,50 +128,31 @@ def segmenting(source: Path | None, steps: int, seed: int, rate: float, frozen: 
     )
 
 
-def labelled(data: DataSet, share: float, draw: int, copies: int = COPIES) -> DataSet:
-    """A share of the training patients, at least one, as turned and scaled copies: as many slices whatever the share."""
+def labelled(data: DataSet, share: float, draw: int) -> DataSet:
+    """A share of the training patients, at least one, again and again: as many slices an epoch whatever the share."""
     train, random = data.splits["train"], np.random.default_rng(draw)
     columns = train.read(np.arange(train.n))
     patients = np.unique(columns["patient"])
     chosen = random.permutation(patients)[: max(round(share * len(patients)), 1)]
-    rows = np.resize(np.flatnonzero(np.isin(columns["patient"], chosen)), copies * train.n)
-    few = {name: column[rows] for name, column in columns.items()}
-    for image, mask in zip(few["image"], few["segmentation"], strict=True):
-        image[..., 0], mask[:] = moved(random, image[..., 0], mask)
-    fingerprint = hashlib.sha256(f"{data.fingerprint} {draw} {copies} {sorted(map(int, chosen))}".encode()).hexdigest()
-    return data._replace(splits=data.splits | {"train": split_of(few)}, fingerprint=fingerprint)
+    rows = np.resize(np.flatnonzero(np.isin(columns["patient"], chosen)), train.n)
+    few = split_of({name: column[rows] for name, column in columns.items()})
+    fingerprint = hashlib.sha256(f"{data.fingerprint} {sorted(map(int, chosen))}".encode()).hexdigest()
+    return data._replace(splits=data.splits | {"train": few}, fingerprint=fingerprint)
 
 
-def moved(random: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turned by up to 15 degrees and scaled by up to 15 % about the centre; the mask takes the nearest pixel."""
-    angle, scale = np.deg2rad(random.uniform(-15.0, 15.0)), random.uniform(0.85, 1.15)
-    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
-    centre = (np.array(image.shape) - 1) / 2
-    offset = centre - matrix @ centre
-    return ndimage.affine_transform(image, matrix, offset, order=1), ndimage.affine_transform(mask, matrix, offset, order=0)
-
-
-def arm(work: Path, data: DataSet, name: str, share: float, draw: int, steps: int, rate: float, copies: int) -> dict[str, Any]:
+def arm(work: Path, data: DataSet, name: str, share: float, draw: int, steps: int, rate: float) -> dict[str, Any]:
     """Trains one network on one draw of labels; measures its best checkpoint by the validation loss on test."""
     source = None if name == "scratch" else work / "pretrained"
     directory = work / f"{name}_{100 * share:g}_{draw}_{steps}_{rate:g}"
     config = segmenting(source, steps, draw, rate, frozen=name == "frozen")
     start = time.perf_counter()
-    run = train(directory, config, labelled(data, share, draw, copies))
+    run = train(directory, config, labelled(data, share, draw))
     trained = experiment.restore(run, best=True)
     loss = min(row["loss"] for row in journal.read(run.directory) if row["split"] == "val")
-    measured = segmentation.measure(segmentation.masks(run, trained.params, "test"), 3)
-    row = {
-        "arm": name,
-        "share": share,
-        "draw": draw,
-        "steps": steps,
-        "rate": rate,
-        "copies": copies,
-        "val": loss,
-        "best": trained.step,
-    }
-    row |= {"seconds": round(time.perf_counter() - start), "test": measured}
+    row = {"arm": name, "share": share, "draw": draw, "steps": steps, "rate": rate, "val": loss, "best": trained.step}
+    drawn = segmentation.masks(run, trained.params, "test")
+    row |= {"seconds": round(time.perf_counter() - start), "test": segmentation.measure(drawn, REGIONS)}
+    row |= {"dice": segmentation.of_volumes(drawn, REGIONS).mean_dice.tolist()}  # of each patient
     with (work / "rows.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     shutil.rmtree(directory)
@@ -186,25 +171,56 @@ def words(row: dict[str, Any]) -> str:
     )
 
 
+def summary(rows: list[dict[str, Any]]) -> str:
+    """A table in Markdown: of each share, the mean Dice of every arm, and its difference to scratch, with their intervals.
+
+    A difference is paired by draw of labels and test patient; draws that lack an arm are left out.
+    """
+    arms = sorted({row["arm"] for row in rows}, key=ARMS.index)
+    others = [name for name in arms if name != "scratch"]
+    lines = [" | ".join(["| labels", "draws", *arms, *(f"{name} - scratch" for name in others)]) + " |"]
+    lines.append("|---" * (2 + len(arms) + len(others)) + "|")
+    for share in sorted({row["share"] for row in rows}):
+        found = {(row["arm"], row["draw"]): row["dice"] for row in rows if row["share"] == share}
+        draws = [d for d in sorted({d for _, d in found}) if all((name, d) in found for name in arms)]
+        if not draws:
+            continue
+        dice = {name: np.array([found[name, d] for d in draws]) for name in arms}
+        cells = [spread(dice[name]) for name in arms] + [spread(dice[name] - dice["scratch"], "+") for name in others]
+        lines.append(" | ".join([f"| {100 * share:g} %", str(len(draws)), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: Float[np.ndarray, "draws patients"], sign: str = "") -> str:
+    """Mean (95 % interval, draws and patients both drawn anew) [lowest, highest draw]."""
+    random, of_draws = np.random.default_rng(0), values.mean(axis=1)
+    chosen = ([random.integers(n, size=n) for n in values.shape] for _ in range(2_000))
+    low, high = np.quantile([values[np.ix_(*rows)].mean() for rows in chosen], [0.025, 0.975])
+    mean, *ends = (f"{value:{sign}.3f}" for value in (values.mean(), low, high, of_draws.min(), of_draws.max()))
+    return f"{mean} ({ends[0]} to {ends[1]}) [{ends[2]}, {ends[3]}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("pretrain", "arms"))
+    parser.add_argument("part", choices=("pretrain", "arms", "summary"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", type=int, default=1_500)
-    parser.add_argument("--arms", nargs="+", default=["scratch", "pretrained"])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--shares", nargs="+", type=float, default=[0.01, 0.05, 0.1, 0.5, 1.0])
-    parser.add_argument("--draws", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--draws", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--rates", nargs="+", type=float, default=[3e-3])
-    parser.add_argument("--copies", type=int, default=COPIES)
     arguments = parser.parse_args()
+    if arguments.part == "summary":
+        print(summary([json.loads(line) for line in (arguments.work / "rows.jsonl").read_text().splitlines()]))
+        return
     data = hippocampus(arguments.folder)
     if arguments.part == "pretrain":
         train(arguments.work / "pretrained", pretraining(arguments.steps), data)
         return
     for case in itertools.product(arguments.draws, arguments.shares, arguments.rates, arguments.arms):
         draw, share, rate, name = case
-        print(words(arm(arguments.work, data, name, share, draw, arguments.steps, rate, arguments.copies)), flush=True)
+        print(words(arm(arguments.work, data, name, share, draw, arguments.steps, rate)), flush=True)
 
 
 if __name__ == "__main__":

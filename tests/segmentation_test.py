@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from volumes_test import save_dicom, save_nifti
 
+from benchmarks import segmentation as benchmark
 from vaejax import cli, datasets, experiment, gallery, models, networks, runs, segmentation
 from vaejax.applications.segmentation import dice, hausdorff95
 from vaejax.config import Config, ModelConfig, from_dict
@@ -91,6 +92,9 @@ def test_volumes_are_the_slices_of_a_number_in_their_order():
     assert (found["classes"]["1"]["hausdorff95"]["n"], found["classes"]["1"]["unmatched"]) == (1, 1)
     assert found["classes"]["2"]["dice"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 1, "unit": "1"}
     assert found["mean"]["dice"]["mean"] == pytest.approx((0.8 + (0.0 + 1.0) / 2) / 2)
+    own = segmentation.of_volumes(segmentation.Masks(true, guess, np.array([7, 7, 7, 4, 4])), REGIONS)
+    assert own.mean_dice.tolist() == pytest.approx([0.5, 0.8])
+    assert own.owners.tolist() == [4, 7]
 
 
 def test_distances_are_in_mm_where_the_spacing_of_all_volumes_is_known():
@@ -155,6 +159,21 @@ def test_a_class_that_nobody_saw_has_no_value():
     nothing = np.zeros((2, 4, 4), int)
     found = segmentation.measure(segmentation.Masks(nothing, nothing, np.arange(2)), REGIONS)
     assert found["classes"]["1"]["dice"] == {"mean": None, "low": None, "high": None, "n": 0, "unit": "1"}
+
+
+def test_a_table_of_arms_pairs_them_by_draw_and_patient():
+    """Every patient gains 0.01, however far apart patients and draws are."""
+    random, rows = np.random.default_rng(0), []
+    for share, draw in itertools.product((0.05, 1.0), range(3)):
+        dice = random.uniform(0.2, 0.9, 22)
+        for arm, gain in (("scratch", 0.0), ("pretrained", 0.01)):
+            rows.append({"arm": arm, "share": share, "draw": draw, "dice": (dice + gain).tolist()})
+    head, _, few, every = benchmark.summary([*rows, rows[0] | {"draw": 9}]).splitlines()  # one arm alone is no pair
+    assert head == "| labels | draws | scratch | pretrained | pretrained - scratch |"
+    assert few.startswith("| 5 % | 3 | ")
+    assert few.endswith(" | +0.010 (+0.010 to +0.010) [+0.010, +0.010] |")
+    mean = np.mean([row["dice"] for row in rows if row["share"] == 1.0 and row["arm"] == "pretrained"])
+    assert every.split(" | ")[3].startswith(f"{mean:.3f} (")
 
 
 # --- the loss

@@ -38,6 +38,22 @@ class Masks(NamedTuple):
     """Whose each slice is, by number; None where unknown: then every volume is taken for another's."""
 
 
+class Agreement(NamedTuple):
+    """What is measured of each volume, in the order of their numbers, class by class."""
+
+    dice: Float[np.ndarray, "n classes"]
+    """NaN where a class is neither drawn nor guessed."""
+    hausdorff95: Float[np.ndarray, "n classes"]
+    """In mm or pixels; NaN where a class is neither drawn nor guessed, infinite where it is one of them."""
+    owners: Int[np.ndarray, " n"]
+    """Whose each volume is."""
+
+    @property
+    def mean_dice(self) -> Float[np.ndarray, " n"]:
+        """Of the classes that have a value; NaN where none has."""
+        return np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in self.dice])
+
+
 def require(run: Run) -> None:
     """Raises FamilyError where a run is no segmenter."""
     if run.model.segment is None:
@@ -71,10 +87,24 @@ def measure(drawn: Masks, regions: int) -> dict[str, Any]:
         drawn: masks as drawn and as guessed.
         regions: classes, background counted.
     """
-    numbers = np.unique(drawn.volumes)
+    found, (_, unit) = of_volumes(drawn, regions), _spacing(drawn)
+    classes = {
+        str(column + 1): {
+            "dice": _entry(found.dice[:, column], found.owners, "1"),
+            "hausdorff95": _entry(np.where(np.isinf(distance), np.nan, distance), found.owners, unit),
+            "unmatched": int(np.isinf(distance).sum()),
+        }
+        for column, distance in enumerate(found.hausdorff95.T)
+    }
+    counts = {"volumes": len(found.owners), "volume": drawn.kind, "slices": len(drawn.true)}
+    return counts | {"classes": classes, "mean": {"dice": _entry(found.mean_dice, found.owners, "1")}}
+
+
+def of_volumes(drawn: Masks, regions: int) -> Agreement:
+    """How like each volume's masks as drawn those as guessed are, class by class, background left out."""
+    numbers, (spacing, _) = np.unique(drawn.volumes), _spacing(drawn)
     coefficient, distance = np.full((2, len(numbers), regions - 1), np.nan)
     owners = np.array([(drawn.volumes if drawn.patients is None else drawn.patients)[drawn.volumes == n][0] for n in numbers])
-    spacing, unit = _spacing(drawn)
     for row, number in enumerate(numbers):
         slices = drawn.volumes == number
         between = spacing[slices][0]
@@ -82,17 +112,7 @@ def measure(drawn: Masks, regions: int) -> dict[str, Any]:
             true, guess = (_region(part[slices], column + 1) for part in (drawn.true, drawn.guess))
             coefficient[row, column] = segmentation.dice(true, guess)
             distance[row, column] = segmentation.hausdorff95(true, guess, tuple(between[3 - true.ndim :]))
-    classes = {
-        str(column + 1): {
-            "dice": _entry(coefficient[:, column], owners, "1"),
-            "hausdorff95": _entry(np.where(np.isinf(distance[:, column]), np.nan, distance[:, column]), owners, unit),
-            "unmatched": int(np.isinf(distance[:, column]).sum()),
-        }
-        for column in range(regions - 1)
-    }
-    of_volumes = np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in coefficient])
-    counts = {"volumes": len(numbers), "volume": drawn.kind, "slices": len(drawn.true)}
-    return counts | {"classes": classes, "mean": {"dice": _entry(of_volumes, owners, "1")}}
+    return Agreement(coefficient, distance, owners)
 
 
 def _spacing(drawn: Masks) -> tuple[Float[np.ndarray, "n 3"], str]:

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-FEW_CHANNELS = 16
+FEW_CHANNELS = 4
 """Channels up to which, on a CPU, nine shifts of an image are made and multiplied at once."""
 
-PARTS, LARGE = 8, 2**19
-"""Into how many parts, on a CPU, a batch is cut for the gradient of a kernel, and the numbers from which on it is."""
+PARTS, LARGE, MANY_CHANNELS = 8, 2**19, 17
+"""Into how many parts, on a CPU, a batch is cut for the gradient of a kernel; from which numbers and output channels on."""
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _SIDE = 3
@@ -160,7 +160,7 @@ def _kernel_gradient_natively(x: jax.Array, g: jax.Array, stride: int) -> jax.Ar
 
 
 def _kernel_gradient_in_parts(x: jax.Array, g: jax.Array, stride: int) -> jax.Array:
-    parts = min(PARTS, len(x)) if x.size >= LARGE else 1
+    parts = min(PARTS, len(x)) if x.size >= LARGE and g.shape[-1] >= MANY_CHANNELS else 1
     gradients = [_kernel_gradient_natively(x[i::parts], g[i::parts], stride) for i in range(parts)]
     return functools.reduce(jnp.add, gradients)
 
