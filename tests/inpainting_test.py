@@ -248,6 +248,15 @@ def picture(path: Path, pixels: np.ndarray) -> str:
     return str(path)
 
 
+def test_a_region_is_meant_where_a_folder_has_its_name_and_a_file_where_it_has_no_suffix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lower-half").mkdir()
+    np.testing.assert_array_equal(gallery._missing("lower-half", (4, 3, 1)), inpainting.region("lower-half", (4, 3, 1)))
+    missing = np.eye(4, 3, dtype=bool)
+    Path(picture(tmp_path / "mask.png", missing)).rename(tmp_path / "mask")
+    np.testing.assert_array_equal(gallery._missing("mask", (4, 3, 1)), missing)
+
+
 def test_a_mask_from_a_file_is_missing_where_it_is_white(tmp_path):
     missing = np.random.default_rng(5).random((4, 3)) < 0.5
     np.testing.assert_array_equal(gallery._missing(picture(tmp_path / "mask.png", missing), (4, 3, 1)), missing)
