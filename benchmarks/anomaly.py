@@ -30,8 +30,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from vaejax import batch_of, batches, calibration, evaluation, models, resampling, screening, training
-from vaejax.applications import anomaly
+from vaejax import batch_of, batches, calibration, evaluation, models, resampling, training
+from vaejax.applications import anomaly, segmentation
 from vaejax.config import AnomalyConfig, Config, from_dict
 from vaejax.keys import of_examples, stream
 from vaejax.objectives import Objective
@@ -324,7 +324,7 @@ def pixels(
         return ours - linear
 
     ap = precision(np.arange(len(masks)))
-    dice = [screening.dice(each > limit, masks) for each, limit in zip(maps, limits, strict=True)]
+    dice = [segmentation.dice(each > limit, masks) for each, limit in zip(maps, limits, strict=True)]
     result = {"ap": ap[0], "pca_ap": ap[1], "dice": dice[0], "pca_dice": dice[1], "share": float(masks.mean())}
     return result | ({"difference": resampling.interval(difference, groups, 100)} if intervals else {})
 
