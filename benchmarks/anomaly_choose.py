@@ -50,8 +50,8 @@ def problems(data: Path, side: int) -> Iterator[Problem]:
         yield problem(file, own, apart, unit(test)[is_normal], [unit(test)[~is_normal]])
     (images, labels), (others, kinds) = (digits(data / "mnist", prefix) for prefix in ("train", "t10k"))
     for digit in (2, 4, 5, 8, 9):
-        test = [unit(others[kinds == other][:100]) for other in range(10)]
-        yield problem(f"mnist {digit}", unit(images[labels == digit][:500]), 100, test.pop(digit), test)
+        of_digits = [unit(others[kinds == other][:100]) for other in range(10)]
+        yield problem(f"mnist {digit}", unit(images[labels == digit][:500]), 100, of_digits.pop(digit), of_digits)
 
 
 def problem(name: str, own: np.ndarray, apart: int, normal: np.ndarray, strange: list[np.ndarray]) -> Problem:

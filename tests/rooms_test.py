@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,3 +136,28 @@ def test_names_are_loaded_by_import_alone(room, path):
     """Imports by string would pass unseen here; the package's own list of names is the one place for them."""
     assert "import_module" not in path.read_text(encoding="utf-8")
     assert "__import__" not in path.read_text(encoding="utf-8")
+
+
+def _taken(path: Path) -> Iterator[tuple[str, str]]:
+    """Module and name of all that a file takes from the package: by import, or from a module of it that it has imported."""
+    tree, modules = ast.parse(path.read_text(encoding="utf-8")), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "vaejax":
+            for alias in node.names:
+                yield node.module, alias.name
+                modules[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    files = {name: module for name, module in modules.items() if (ROOT / module.replace(".", "/")).with_suffix(".py").exists()}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in files:
+            yield files[node.value.id], node.attr
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in sorted((ROOT / "benchmarks").glob("*.py"))])
+def test_what_a_benchmark_takes_from_the_package_is_there(path):
+    missing = []
+    for module, name in _taken(path):
+        found = importlib.import_module(module)
+        part = hasattr(found, "__path__") and importlib.util.find_spec(f"{module}.{name}")
+        if not hasattr(found, name) and not part:
+            missing.append(f"{module}.{name}")
+    assert not missing
