@@ -242,8 +242,11 @@ def test_patches_that_do_not_divide_the_image_are_refused_with_the_nearest_that_
 
 
 def deep(network: str) -> tuple[list[nn.Module], jax.Array]:
-    """An encoder of many blocks that keeps what is inside of them for its gradient, and one that computes it again."""
-    fields = {"network": network, "features": (8, 8, 8) if network == "cnn" else (8,), "blocks": 4, "depth": 4}
+    """An encoder of many blocks that keeps what is inside of them for its gradient, and one that computes it again.
+
+    A cnn halves the image in each of its blocks; with four times the channels, every one keeps as much as the first.
+    """
+    fields = {"network": network, "features": (8, 32, 128) if network == "cnn" else (8,), "blocks": 4, "depth": 4}
     settings = config(**fields, patch_size=4, norm="none" if network == "transformer" else "layer")
     return [networks.encoder(dataclasses.replace(settings, remat=remat), 6) for remat in (False, True)], random(16, 16, 16, 1)
 
@@ -281,19 +284,16 @@ def kept(module: nn.Module, params: Params, *inputs: jax.Array) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
 
 
-@pytest.mark.parametrize(("network", "compiled", "share"), [("cnn", 1.0, 0.9), ("resnet", 0.5, 0.5), ("transformer", 0.5, 0.5)])
-def test_a_deep_network_computed_again_needs_less_memory(network, compiled, share):
-    """Compiled as for an accelerator: on a CPU, XLA takes the barriers out that keep both computations apart.
-
-    A cnn has one convolution a block: little is left out, and what a CPU's convolution needs meanwhile is most of it.
-    """
+@pytest.mark.parametrize(("network", "share"), [("cnn", 0.9), ("resnet", 0.5), ("transformer", 0.5)])
+def test_a_deep_network_computed_again_needs_less_memory(network, share):
+    """Compiled as for an accelerator: on a CPU, XLA takes the barriers out that keep both computations apart."""
     (plain, again), images = deep(network)
     params, barriers = random_parameters(plain, images), {"xla_disable_hlo_passes": "cse_barrier_expander"}
     needs = []
     for module in (plain, again):
         gradient = jax.jit(jax.grad(lambda params, module=module: jnp.cos(networks.apply(module, params, images)).sum()))
         needs.append(gradient.lower(params).compile(barriers).memory_analysis().temp_size_in_bytes)
-    assert needs[1] < compiled * needs[0]
+    assert needs[1] < share * needs[0]
     assert kept(again, params, images) < share * kept(plain, params, images)
 
 
