@@ -19,7 +19,7 @@ import math
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,12 +151,17 @@ def compare(truth: np.ndarray, ours: np.ndarray, others: dict[str, np.ndarray], 
     return result
 
 
+def unit(images: Any) -> Float[np.ndarray, "*n h w 1"]:
+    """Of 0 to 255, as of 0 to 1, with a channel."""
+    return np.float32(images)[..., np.newaxis] / 255
+
+
 def mednist(folder: Path, side: int) -> dict[str, dict[str, Float[np.ndarray, "n h w 1"]]]:
     """Split -> class -> images."""
 
     def read(path: Path) -> np.ndarray:
         image = Image.open(path).convert("L")
-        return np.float32(image if side == 64 else image.resize((side, side), Image.Resampling.BOX))[..., np.newaxis] / 255
+        return unit(image if side == 64 else image.resize((side, side), Image.Resampling.BOX))
 
     return {
         split: {name: np.stack([read(path) for path in sorted((folder / split / name).iterdir())]) for name in CLASSES}
@@ -240,7 +245,7 @@ def xray(file: Path, crop: bool) -> tuple[Float[np.ndarray, "n 64 64 1"], Int[np
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if crop else None
         found.append(Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR, box=box))
-    return np.stack([np.float32(image) for image in found])[..., np.newaxis] / 255, labels.ravel().astype(int)
+    return unit(np.stack([np.asarray(image) for image in found])), labels.ravel().astype(int)
 
 
 def hippocampus(folder: Path) -> tuple[Float[np.ndarray, "n 64 64 1"], Int[np.ndarray, " n"]]:
@@ -282,12 +287,18 @@ def run_xray(arguments: argparse.Namespace) -> None:
         tell(seed=seed, loss=fitted.loss, flagged=flagged(chosen, values[arguments.scores[0]][~truth]), **result)
 
 
-def run_lesions(arguments: argparse.Namespace) -> None:
-    slices, volumes = hippocampus(arguments.paths[0])
-    radiographs, labels = xray(arguments.paths[1], crop=True)
+def bodies(folder: Path, file: Path, seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray, list[np.ndarray]]]:
+    """What lesions are planted in: a name, images, the patient of each, and the rows of the four shares of patients."""
+    slices, volumes = hippocampus(folder)
+    radiographs, labels = xray(file, crop=True)
     radiographs = radiographs[labels == 0]
     for name, images, patients in (("hippocampus", slices, volumes), ("xray", radiographs, np.arange(len(radiographs)))):
-        parts = [np.flatnonzero(np.isin(patients, part)) for part in shares(patients.max() + 1, arguments.seed)]
+        parts = [np.flatnonzero(np.isin(patients, part)) for part in shares(patients.max() + 1, seed)]
+        yield name, images, patients, parts
+
+
+def run_lesions(arguments: argparse.Namespace) -> None:
+    for name, images, patients, parts in bodies(*arguments.paths, arguments.seed):
         train, val, calibrating, test = (images[part] for part in parts)
         planted = parts[2 if arguments.apart else 3]
         fitted, linear = fit(CANDIDATES[arguments.model], train, val, arguments.seed), floor(np.concatenate([train, val]))
@@ -332,7 +343,7 @@ def pixels(
 def run_calibration(arguments: argparse.Namespace) -> None:
     """Flags where nothing is strange and all were dealt at random: whether thresholds keep what they promise there, no more."""
     with np.load(arguments.paths[0] / "medmnist" / "pneumoniamnist_rebuilt.npz") as arrays:
-        healthy = np.float32(arrays["train_images"][arrays["train_labels"].ravel() == 0])[..., np.newaxis] / 255
+        healthy = unit(arrays["train_images"][arrays["train_labels"].ravel() == 0])
     slices, volumes = hippocampus(arguments.paths[0] / "hippocampus_msd")
     for name, images, patients, model in (
         ("pneumonia", healthy, np.arange(len(healthy)), "plain"),

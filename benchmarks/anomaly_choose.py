@@ -10,16 +10,18 @@ BreastMNIST, and digits of MNIST.
 """
 
 import argparse
-import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from anomaly import CANDIDATES, CLASSES, auroc, fit, mednist, scores, tell
+from anomaly import CANDIDATES, CLASSES, auroc, fit, mednist, scores, tell, unit
 from jaxtyping import Bool, Float
 
 from vaejax import screening
+from vaejax.config import DataConfig
+from vaejax.datasets import idx
+from vaejax.datasets.source import Examples
 
 
 class Problem(NamedTuple):
@@ -49,10 +51,15 @@ def problems(data: Path, side: int) -> Iterator[Problem]:
             test, labels = (np.concatenate([arrays[f"{split}_{kind}"] for split in splits]) for kind in ("images", "labels"))
         is_normal = labels.ravel() == normal
         yield problem(file, own, apart, unit(test)[is_normal], [unit(test)[~is_normal]])
-    (images, labels), (others, kinds) = (digits(data / "mnist", prefix) for prefix in ("train", "t10k"))
+    digits = idx.source(DataConfig(name="idx", path=str(data / "mnist"))).open()
     for digit in (2, 4, 5, 8, 9):
-        of_digits = [unit(others[kinds == other][:100]) for other in range(10)]
-        yield problem(f"mnist {digit}", unit(images[labels == digit][:500]), 100, of_digits.pop(digit), of_digits)
+        of_digits = [of_label(digits["test"], other, 100) for other in range(10)]
+        yield problem(f"mnist {digit}", of_label(digits["train"], digit, 500), 100, of_digits.pop(digit), of_digits)
+
+
+def of_label(examples: Examples, label: int, n: int) -> Float[np.ndarray, "n h w 1"]:
+    """The first images of a label."""
+    return unit(np.stack([examples.read(i)[..., 0] for i in np.flatnonzero(examples.labels == label)[:n]]))
 
 
 def problem(name: str, own: np.ndarray, apart: int, normal: np.ndarray, strange: list[np.ndarray]) -> Problem:
@@ -60,17 +67,6 @@ def problem(name: str, own: np.ndarray, apart: int, normal: np.ndarray, strange:
     val, train = np.split(own[np.random.default_rng(0).permutation(len(own))], [apart])
     test = np.concatenate([normal, *strange])
     return Problem(name, train, val, test, np.arange(len(test)) >= len(normal))
-
-
-def unit(images: np.ndarray) -> Float[np.ndarray, "n h w 1"]:
-    return np.float32(images)[..., np.newaxis] / 255
-
-
-def digits(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """MNIST's images and labels, without their headers."""
-    contents = (gzip.decompress((folder / f"{prefix}-{name}-ubyte.gz").read_bytes()) for name in ("images-idx3", "labels-idx1"))
-    images, labels = (np.frombuffer(each, np.uint8, offset=offset) for each, offset in zip(contents, (16, 8), strict=True))
-    return images.reshape(-1, 28, 28), labels
 
 
 def main() -> None:

@@ -22,6 +22,11 @@ BODY = 0.1
 """A pixel belongs to the body where the image, smoothed over two pixels, is brighter than this."""
 
 
+def body(image: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Where the body is."""
+    return ndimage.gaussian_filter(image, 2.0) > BODY
+
+
 def plant(
     image: Float[np.ndarray, "h w"], contrast: float, seed: int, index: int
 ) -> tuple[Float[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
@@ -41,8 +46,8 @@ def plant(
     """
     random = np.random.default_rng([seed, index])
     height, width = image.shape
-    body = ndimage.gaussian_filter(image, 2.0) > BODY
-    places = np.argwhere(body if body.any() else np.ones_like(body))
+    inside = body(image)
+    places = np.argwhere(inside if inside.any() else np.ones_like(inside))
     rows, columns = np.mgrid[:height, :width]
     changed, mask = np.float64(image), np.zeros(image.shape, bool)
     for _ in range(random.integers(1, BLOBS + 1)):
@@ -54,8 +59,8 @@ def plant(
         distance = np.hypot(u / along, v / across)
         profile = 1.0 / (1.0 + np.exp(np.clip((distance - 1.0) * min(along, across) / 0.5, -50.0, 50.0)))
         sign = sign if 0.0 <= image[y, x] + sign * contrast <= 1.0 else -sign
-        changed = changed + sign * contrast * profile * body
-        mask |= (profile > 0.5) & body
+        changed = changed + sign * contrast * profile * inside
+        mask |= (profile > 0.5) & inside
     return np.clip(changed, 0.0, 1.0).astype(np.float32), mask
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import lesions
 import numpy as np
-from anomaly import hippocampus, shares, tell, xray
+from anomaly import bodies, tell
 from jaxtyping import Float
 from scipy import ndimage
 from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score
 
-from vaejax import resampling
+from vaejax import evaluation, resampling
 
 HALF = 8
 """Pixels from the centre of a filter to its edge."""
@@ -36,8 +36,7 @@ def matched(train: Float[np.ndarray, "n h w"], images: Float[np.ndarray, "m h w"
     shape, filtering = images.shape[1:], blob(min(images.shape[1:]))
     rows = np.float64(train.reshape(len(train), -1))
     pca = PCA(components, random_state=0).fit(rows)
-    # The mean variance of the directions left, of which scikit-learn counts as many as there are images.
-    noise = (rows.var(axis=0, ddof=1).sum() - pca.explained_variance_.sum()) / (rows.shape[1] - components)
+    noise = evaluation.noise_variance(pca, rows)
     weights = 1.0 / noise - 1.0 / pca.explained_variance_
     flat = images.reshape(len(images), -1) - pca.mean_
     white = flat / noise - (flat @ pca.components_.T * weights) @ pca.components_
@@ -53,14 +52,10 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--components", nargs="+", type=int, default=[32, 100, 150])
     arguments = parser.parse_args()
-    slices, volumes = hippocampus(arguments.folder)
-    radiographs, labels = xray(arguments.file, crop=True)
-    radiographs = radiographs[labels == 0]
-    for name, images, patients in (("hippocampus", slices, volumes), ("xray", radiographs, np.arange(len(radiographs)))):
-        train, val, _, test = (np.flatnonzero(np.isin(patients, part)) for part in shares(patients.max() + 1, 0))
+    for name, images, patients, (train, val, _, test) in bodies(arguments.folder, arguments.file, 0):
         for contrast in lesions.CONTRASTS:
             changed, masks = lesions.plant_all(images[test, ..., 0], contrast)
-            body = np.float64(ndimage.gaussian_filter(changed, (0, 2, 2)) > lesions.BODY)
+            body = np.float64([lesions.body(image) for image in changed])
             maps = {f"matched, {k}": matched(images[np.r_[train, val], ..., 0], changed, k) for k in arguments.components}
             for kind, found in ({"body": body} | maps).items():
 

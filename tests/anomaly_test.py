@@ -111,12 +111,18 @@ def whole_ssim(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return (light * (2 * covariance + 0.03**2) / (variances + 0.03**2)).mean(axis=(1, 2, 3))
 
 
-def test_two_scale_ssim_is_the_geometric_mean_of_ssim_inside_and_of_half_the_size_with_its_edges():
+def dissimilarities() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """1 - SSIM of reconstructions at full and at half size, and their mean squared errors."""
     model, params = built()
     restored = jax.jit(lambda x: reconstruct(model, params, x))(images())
     halves = [np.float64(x)[:, :22, :22].reshape(4, 11, 2, 11, 2, 2).mean(axis=(2, 4)) for x in (images(), restored)]
-    fine = 1.0 - np.float64(metrics.ssim(images(), restored))
-    near(scored("two_scale_ssim").value ** 2 / fine, 1.0 - whole_ssim(*halves), 1e-3)
+    error = ((np.float64(images()) - np.float64(restored)) ** 2).mean(axis=(1, 2, 3))
+    return 1.0 - np.float64(metrics.ssim(images(), restored)), 1.0 - whole_ssim(*halves), error
+
+
+def test_two_scale_ssim_is_the_geometric_mean_of_ssim_inside_and_of_half_the_size_with_its_edges():
+    fine, coarse, _ = dissimilarities()
+    near(scored("two_scale_ssim").value ** 2 / fine, coarse, 1e-3)
 
 
 @pytest.mark.parametrize("difference", [anomaly.two_scale_ssim, anomaly.ssim_and_error])
@@ -128,12 +134,8 @@ def test_an_image_restored_exactly_has_no_difference(difference):
 
 
 def test_ssim_and_error_is_the_product_of_two_scale_ssim_and_the_root_of_the_error():
-    model, params = built()
-    restored = np.float64(jax.jit(lambda x: reconstruct(model, params, x))(images()))
-    halves = [np.float64(x)[:, :22, :22].reshape(4, 11, 2, 11, 2, 2).mean(axis=(2, 4)) for x in (images(), restored)]
-    fine = 1.0 - np.float64(metrics.ssim(images(), restored))
-    error = ((np.float64(images()) - restored) ** 2).mean(axis=(1, 2, 3))
-    near(scored("ssim_and_error").value, np.sqrt(fine * (1.0 - whole_ssim(*halves)) * error), 1e-3)
+    fine, coarse, error = dissimilarities()
+    near(scored("ssim_and_error").value, np.sqrt(fine * coarse * error), 1e-3)
     apart = [np.float64(scored(name).map) for name in ("two_scale_ssim", "error")]
     near(scored("ssim_and_error").map, apart[0] * np.sqrt(apart[1]), 1e-3)
 

@@ -215,6 +215,20 @@ def floor(train: Float[np.ndarray, "n d"], latents: int) -> Callable[[Float[np.n
     return restored
 
 
+def noise_variance(pca: PCA, rows: Float[np.ndarray, "n d"]) -> float:
+    """Of probabilistic PCA: the mean variance of the directions left out (Tipping and Bishop 1999, eq. 8).
+
+    scikit-learn's divides by the images, where those are fewer than the directions.
+
+    Args:
+        pca: fitted to `rows`.
+        rows: images as vectors; their variances are taken a part at a time, in float64.
+    """
+    total = sum(float(part.var(axis=0, ddof=1, dtype=np.float64).sum()) for part in np.array_split(rows, 64, axis=1))
+    kept = pca.explained_variance_.astype(np.float64)
+    return (total - float(kept.sum())) / (rows.shape[1] - len(kept))
+
+
 def _pca(run: Run, latents: int, split: str, draw: int) -> dict[str, Any]:
     """What the `floor` is worth.
 
@@ -249,9 +263,7 @@ def _ppca(
     wide = spread(train)
     n, dimensions = wide.shape
     pca = PCA(min(latents, n - 2, dimensions - 1), svd_solver="auto", random_state=0).fit(wide)
-    variances = pca.explained_variance_.astype(np.float64)
-    total = sum(float(part.var(axis=0, ddof=1, dtype=np.float64).sum()) for part in np.array_split(wide, 64, axis=1))
-    noise = (total - variances.sum()) / (dimensions - len(variances))  # scikit-learn's divides by n, where that is smaller
+    variances, noise = pca.explained_variance_.astype(np.float64), noise_variance(pca, wide)
     log_determinant = np.log(variances).sum() + (dimensions - len(variances)) * math.log(noise)
 
     def bits(images: Float[np.ndarray, "b ..."]) -> Float[np.ndarray, " b"]:

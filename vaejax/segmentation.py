@@ -45,6 +45,8 @@ class Agreement(NamedTuple):
     """NaN where a class is neither drawn nor guessed."""
     hausdorff95: Float[np.ndarray, "n classes"]
     """In mm or pixels; NaN where a class is neither drawn nor guessed, infinite where it is one of them."""
+    unit: str
+    """Of the distances."""
     owners: Int[np.ndarray, " n"]
     """Whose each volume is."""
 
@@ -87,11 +89,11 @@ def measure(drawn: Masks, regions: int) -> dict[str, Any]:
         drawn: masks as drawn and as guessed.
         regions: classes, background counted.
     """
-    found, (_, unit) = of_volumes(drawn, regions), _spacing(drawn)
+    found = of_volumes(drawn, regions)
     classes = {
         str(column + 1): {
             "dice": _entry(found.dice[:, column], found.owners, "1"),
-            "hausdorff95": _entry(np.where(np.isinf(distance), np.nan, distance), found.owners, unit),
+            "hausdorff95": _entry(np.where(np.isinf(distance), np.nan, distance), found.owners, found.unit),
             "unmatched": int(np.isinf(distance).sum()),
         }
         for column, distance in enumerate(found.hausdorff95.T)
@@ -102,7 +104,7 @@ def measure(drawn: Masks, regions: int) -> dict[str, Any]:
 
 def of_volumes(drawn: Masks, regions: int) -> Agreement:
     """How like each volume's masks as drawn those as guessed are, class by class, background left out."""
-    numbers, (spacing, _) = np.unique(drawn.volumes), _spacing(drawn)
+    numbers, (spacing, unit) = np.unique(drawn.volumes), _spacing(drawn)
     coefficient, distance = np.full((2, len(numbers), regions - 1), np.nan)
     owners = np.array([(drawn.volumes if drawn.patients is None else drawn.patients)[drawn.volumes == n][0] for n in numbers])
     for row, number in enumerate(numbers):
@@ -112,7 +114,7 @@ def of_volumes(drawn: Masks, regions: int) -> Agreement:
             true, guess = (_region(part[slices], column + 1) for part in (drawn.true, drawn.guess))
             coefficient[row, column] = segmentation.dice(true, guess)
             distance[row, column] = segmentation.hausdorff95(true, guess, tuple(between[3 - true.ndim :]))
-    return Agreement(coefficient, distance, owners)
+    return Agreement(coefficient, distance, unit, owners)
 
 
 def _spacing(drawn: Masks) -> tuple[Float[np.ndarray, "n 3"], str]:
